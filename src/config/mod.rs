@@ -1,0 +1,216 @@
+//! The configuration: `/etc/killswitch.toml`, its drop-ins, and the wg-quick files it names.
+//!
+//! [`load`] reads strictly: an unknown key, a loose file mode or a value that cannot be meant is an
+//! [`Error`] that says what, where, and what to do next. What is legal but unwise is a warning of
+//! [`check`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+
+pub mod check;
+mod error;
+mod file;
+mod secret;
+mod wgquick;
+
+pub use error::{Error, Location};
+pub use secret::{Key, PublicKey};
+
+/// Where the configuration is read from unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/killswitch.toml";
+
+/// The firewall mark of the tunnel's outer packets unless configured: "ks" in ASCII.
+pub const DEFAULT_MARK: u32 = 0x6b73;
+
+/// A whole, valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Every file it was read from, in order: for messages and for `audit`.
+    pub files: Vec<PathBuf>,
+    /// `[lock]`
+    pub lock: Lock,
+    /// `[tunnel]`
+    pub tunnel: Tunnel,
+    /// `[[server]]`, tried in order.
+    pub servers: Vec<Server>,
+    /// `[allow]`
+    pub allow: Allow,
+    /// `[forward]`
+    pub forward: Forward,
+    /// What was read but does not take effect (e.g. `PostUp` lines of a wg-quick file), each with
+    /// its place.
+    pub notices: Vec<Notice>,
+}
+
+/// Something in a file that a person should know of, though nothing is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Where it stands.
+    pub location: Location,
+    /// What it is and what follows from it.
+    pub message: String,
+}
+
+/// `[lock]`: when and how the lock is applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    /// Lock before the network comes up.
+    pub at_boot: bool,
+    /// Use `netdev` egress chains where the kernel has them.
+    pub egress_guard: bool,
+}
+
+/// `[tunnel]`: the link that all traffic must take.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// Who brings the interface up.
+    pub kind: TunnelKind,
+    /// Its name: 1 to 15 bytes of letters, digits, `.`, `_`, `-`.
+    pub interface: String,
+    /// Firewall mark of the outer packets; not zero.
+    pub mark: u32,
+    /// WireGuard's private key, from `private_key_file` or a wg-quick file.
+    pub private_key: Option<Key>,
+    /// The tunnel's own addresses with their prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// Resolvers to use while connected.
+    pub dns: Vec<IpAddr>,
+    /// Search domains of a wg-quick file's `DNS` line.
+    pub dns_search: Vec<String>,
+    /// Largest packet inside the tunnel in bytes, 576 to 65535 (1280 and more with IPv6).
+    pub mtu: Option<u16>,
+    /// UDP port to send from; chosen by the kernel if absent.
+    pub listen_port: Option<u16>,
+    /// Which WireGuard to use.
+    pub backend: Backend,
+    /// Connect when the daemon starts.
+    pub connect_at_start: bool,
+}
+
+/// Who brings the tunnel's interface up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// The daemon does, with WireGuard.
+    Wireguard,
+    /// Something else does: wg-quick, OpenVPN, sing-box.
+    External,
+}
+
+/// Which WireGuard to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel's if it has it, a userspace one otherwise.
+    Auto,
+    /// The kernel's.
+    Kernel,
+    /// A userspace one, on a tun device.
+    Userspace,
+}
+
+/// `[[server]]`: one VPN server.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Unique name.
+    pub name: String,
+    /// Where it listens, in order of preference; at least one.
+    pub endpoints: Vec<SocketAddr>,
+    /// Over what; WireGuard always UDP.
+    pub protocol: Protocol,
+    /// Present for WireGuard.
+    pub public_key: Option<PublicKey>,
+    /// Optional symmetric key.
+    pub preshared_key: Option<Key>,
+    /// What may be routed to it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds between keepalives; none if absent.
+    pub persistent_keepalive: Option<u16>,
+    /// What its datagrams must look like.
+    pub message_shape: MessageShape,
+}
+
+/// Transport protocol of a server or a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// UDP, protocol number 17.
+    Udp,
+    /// TCP, protocol number 6.
+    Tcp,
+}
+
+/// What a server's datagrams must look like to be let out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MessageShape {
+    /// WireGuard's: message type 1 to 4 and three zero bytes.
+    Wireguard,
+    /// Any: for providers that use the reserved bytes or disguise the header, and for OpenVPN.
+    Any,
+}
+
+/// `[allow]`: what may bypass the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// DHCP and neighbour discovery.
+    pub dhcp: bool,
+    /// Local networks.
+    pub lan: Vec<IpNet>,
+    /// Addresses inside `lan` that may be asked for names (ports 53, 853, 5353, 5355).
+    pub lan_dns: Vec<IpAddr>,
+    /// NTP servers.
+    pub ntp: Vec<IpAddr>,
+    /// Services on this machine that named networks may reach.
+    pub inbound: Vec<Inbound>,
+    /// Bridges that never leave the machine.
+    pub internal: Vec<LinkPattern>,
+    /// Ports of those bridges that lead to guests, spared by the egress guard: kinds "veth" and
+    /// "tun" only.
+    pub internal_ports: Vec<LinkPattern>,
+}
+
+/// A service on this machine that one network may reach.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inbound {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port; not zero.
+    pub port: u16,
+    /// Who may reach it.
+    pub from: IpNet,
+}
+
+/// A link name, or the beginning of one followed by `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkPattern {
+    /// Exactly this name.
+    Exact(String),
+    /// Every name that begins so; not empty.
+    Prefix(String),
+}
+
+/// `[forward]`: what happens to packets of containers, guests and LAN clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Drop them, or let them into the tunnel only.
+    pub mode: ForwardMode,
+}
+
+/// See [`Forward`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardMode {
+    /// Dropped.
+    Drop,
+    /// Into the tunnel only, under the tunnel's own address.
+    Tunnel,
+}
+
+/// Reads a configuration with its drop-ins and the files it names.
+///
+/// Drop-ins are `*.toml` in the directory that has the file's name with `.d` for `.toml`
+/// (`/etc/killswitch.d/`), in byte order of their names.
+///
+/// # Errors
+/// Everything that keeps it from being used, with file, line, key, offending text and a suggestion.
+pub fn load(path: &Path) -> Result<Config, Error> {
+    file::load(path)
+}

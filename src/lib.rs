@@ -1,0 +1,23 @@
+//! A VPN kill switch: from a configuration to a kernel that lets nothing else out.
+//!
+//! The modules stand in the order in which data flows:
+//!
+//! ```text
+//! config -> policy -> ruleset -> netfilter (kernel)
+//!              \----> routing  (kernel)
+//! ```
+//!
+//! [`config`] reads files; [`policy`] says what may leave; [`ruleset`] says it in nftables' terms
+//! (pure: no I/O, no clock); [`netfilter`] and [`routing`] put it into the kernel and read it
+//! back; [`lock`] joins the two; [`cli`] is what people type.
+
+pub mod cli;
+pub mod config;
+#[cfg(feature = "lab")]
+pub mod lab;
+pub mod lock;
+pub mod netfilter;
+pub mod netlink;
+pub mod policy;
+pub mod routing;
+pub mod ruleset;

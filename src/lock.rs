@@ -1,0 +1,1 @@
+//! Applies and reads back the whole lock.

@@ -1,0 +1,8 @@
+//! One synchronous netlink socket for both families that the lock speaks: nfnetlink
+//! ([`crate::netfilter`]) and rtnetlink ([`crate::routing`]).
+//!
+//! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
+
+mod socket;
+
+pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

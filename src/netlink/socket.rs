@@ -1,0 +1,303 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket as Raw, SocketAddr};
+
+/// `nlmsghdr`: length, type, flags, sequence number, port id.
+const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// The extended acknowledgement follows (include/uapi/linux/netlink.h).
+const NLM_F_ACK_TLVS: u16 = 0x200;
+/// The acknowledgement echoes the request's header only.
+const NLM_F_CAPPED: u16 = 0x100;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const NLMSGERR_ATTR_OFFS: u16 = 2;
+/// The kernel's port id: nobody else may speak for it.
+const KERNEL: u32 = 0;
+
+/// Which part of the kernel a socket talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Links, addresses, routes, rules.
+    Route,
+    /// nf_tables.
+    Netfilter,
+}
+
+/// An open netlink socket, bound to a port of its own.
+pub struct Socket {
+    raw: Raw,
+    port: u32,
+}
+
+/// One message from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `nlmsg_type`.
+    pub kind: u16,
+    /// `nlmsg_flags`.
+    pub flags: u16,
+    /// Sequence number of the request that it answers.
+    pub sequence: u32,
+    /// What follows the header.
+    pub payload: Vec<u8>,
+}
+
+/// The kernel's answer to one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    /// Which request.
+    pub sequence: u32,
+    /// `None`: done. Otherwise what failed.
+    pub failure: Option<Failure>,
+}
+
+/// Why the kernel refused a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The error number, positive.
+    pub errno: i32,
+    /// The kernel's own words, if it had any.
+    pub text: Option<String>,
+    /// Byte offset in the request of the attribute at fault.
+    pub offset: Option<u32>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}", io::Error::from_raw_os_error(self.errno))?;
+        if let Some(text) = &self.text {
+            write!(out, ": {text}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Socket {
+    /// Opens a socket in the caller's network namespace.
+    ///
+    /// # Errors
+    /// Those of `socket(2)` and `bind(2)`: a kernel without the family answers EPROTONOSUPPORT.
+    pub fn open(family: Family) -> io::Result<Self> {
+        let protocol = match family {
+            Family::Route => NETLINK_ROUTE,
+            Family::Netfilter => NETLINK_NETFILTER,
+        };
+        let mut raw = Raw::new(protocol)?;
+        let address = raw.bind_auto()?;
+        raw.set_ext_ack(true)?;
+        raw.set_cap_ack(true)?;
+        if family == Family::Route {
+            // Kernels before 4.20 lack it; dumps are then filtered on our side only.
+            let _ = raw.set_netlink_get_strict_chk(true);
+        }
+        Ok(Socket { raw, port: address.port_number() })
+    }
+
+    /// Our port id: the kernel names it as a table's owner.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Makes room for a message of `bytes` to the kernel and answers of that size, over the
+    /// system's limit where we may.
+    ///
+    /// # Errors
+    /// Those of `setsockopt(2)`.
+    pub fn reserve(&self, bytes: usize) -> io::Result<()> {
+        use nix::sys::socket::{setsockopt, sockopt};
+        let fd = self.as_fd();
+        if setsockopt(&fd, sockopt::SndBufForce, &bytes).is_err() {
+            setsockopt(&fd, sockopt::SndBuf, &bytes)?;
+        }
+        if setsockopt(&fd, sockopt::RcvBufForce, &bytes).is_err() {
+            setsockopt(&fd, sockopt::RcvBuf, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Subscribes to a multicast group.
+    ///
+    /// # Errors
+    /// Those of `setsockopt(2)`.
+    pub fn subscribe(&self, group: u32) -> io::Result<()> {
+        self.raw.add_membership(group)
+    }
+
+    /// Sends one datagram, which may hold several messages.
+    ///
+    /// # Errors
+    /// Those of `sendto(2)`; EMSGSIZE: [`Socket::reserve`] more.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let sent = self.raw.send_to(bytes, &SocketAddr::new(KERNEL, 0), 0)?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::WriteZero, "netlink datagram cut short"))
+        }
+    }
+
+    /// Waits for one datagram of the kernel and splits it into messages.
+    ///
+    /// # Errors
+    /// Those of `recvfrom(2)`; ENOBUFS: messages were lost.
+    pub fn receive(&self) -> io::Result<Vec<Message>> {
+        self.receive_with(0)
+    }
+
+    /// As [`Socket::receive`], but `None` if nothing waits: nfnetlink answers within `send`.
+    ///
+    /// # Errors
+    /// As [`Socket::receive`].
+    pub fn receive_pending(&self) -> io::Result<Option<Vec<Message>>> {
+        match self.receive_with(nix::sys::socket::MsgFlags::MSG_DONTWAIT.bits()) {
+            Ok(messages) => Ok(Some(messages)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends one dump request and collects its answers up to NLMSG_DONE.
+    ///
+    /// # Errors
+    /// The kernel's refusal as an OS error; EINTR: the dump was inconsistent, ask again.
+    pub fn dump(&self, request: &[u8]) -> io::Result<Vec<Message>> {
+        const NLM_F_DUMP_INTR: u16 = 0x10;
+        self.send(request)?;
+        let mut answers = Vec::new();
+        let mut interrupted = false;
+        loop {
+            for message in self.receive()? {
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_DONE if interrupted => {
+                        return Err(io::Error::from(io::ErrorKind::Interrupted));
+                    }
+                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_ERROR => {
+                        if let Some(Ack { failure: Some(failure), .. }) = message.ack() {
+                            return Err(io::Error::from_raw_os_error(failure.errno));
+                        }
+                    }
+                    _ => answers.push(message),
+                }
+            }
+        }
+    }
+
+    fn receive_with(&self, flags: i32) -> io::Result<Vec<Message>> {
+        loop {
+            let mut peek: Vec<u8> = Vec::new();
+            let peek_flags =
+                nix::sys::socket::MsgFlags::MSG_PEEK | nix::sys::socket::MsgFlags::MSG_TRUNC;
+            let (size, _) = self.raw.recv_from(&mut peek, peek_flags.bits() | flags)?;
+            let mut buffer = Vec::with_capacity(size.max(HEADER));
+            let (_, sender) = self.raw.recv_from(&mut buffer, flags)?;
+            // Any process with CAP_NET_ADMIN may send to our port (threat 61).
+            if sender.port_number() == KERNEL {
+                return Ok(split(&buffer));
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.raw.as_fd()
+    }
+}
+
+impl Message {
+    /// Reads an NLMSG_ERROR message; `None` for every other kind.
+    pub fn ack(&self) -> Option<Ack> {
+        if self.kind != NLMSG_ERROR || self.payload.len() < 4 + HEADER {
+            return None;
+        }
+        let errno = i32::from_ne_bytes(self.payload[..4].try_into().ok()?);
+        let request_length = u32::from_ne_bytes(self.payload[4..8].try_into().ok()?) as usize;
+        let sequence = u32::from_ne_bytes(self.payload[12..16].try_into().ok()?);
+        if errno == 0 {
+            return Some(Ack { sequence, failure: None });
+        }
+        let echoed = if self.flags & NLM_F_CAPPED != 0 { HEADER } else { request_length };
+        let mut failure = Failure { errno: -errno, text: None, offset: None };
+        if self.flags & NLM_F_ACK_TLVS != 0 {
+            let attributes = self.payload.get(4 + align(echoed)..).unwrap_or_default();
+            for (kind, value) in Attributes(attributes) {
+                match kind {
+                    NLMSGERR_ATTR_MSG => {
+                        let text = value.strip_suffix(&[0]).unwrap_or(value);
+                        failure.text = Some(String::from_utf8_lossy(text).into_owned());
+                    }
+                    NLMSGERR_ATTR_OFFS => {
+                        failure.offset = value.try_into().ok().map(u32::from_ne_bytes);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Some(Ack { sequence, failure: Some(failure) })
+    }
+}
+
+/// Walks the attributes of a netlink message: (type without its flags, payload).
+#[derive(Debug, Clone, Copy)]
+pub struct Attributes<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        /// NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+        const FLAGS: u16 = 0xc000;
+        let length = usize::from(u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(self.0.get(2..4)?.try_into().ok()?) & !FLAGS;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(align(length)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+fn align(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+fn split(mut bytes: &[u8]) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Some(header) = bytes.get(..HEADER) {
+        let word = |at: usize| {
+            u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+        let length = word(0) as usize;
+        let Some(payload) = bytes.get(HEADER..length) else { break };
+        messages.push(Message {
+            kind: half(4),
+            flags: half(6),
+            sequence: word(8),
+            payload: payload.to_vec(),
+        });
+        bytes = bytes.get(align(length)..).unwrap_or_default();
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_stop_at_a_cut_one() {
+        let bytes = [5, 0, 1, 0, 7, 0, 0, 0, 200, 0, 2, 0];
+        assert_eq!(Attributes(&bytes).collect::<Vec<_>>(), vec![(1, &[7u8][..])]);
+    }
+
+    #[test]
+    fn a_message_longer_than_its_datagram_is_dropped() {
+        let mut bytes = vec![0u8; HEADER];
+        bytes[0] = 200;
+        assert!(split(&bytes).is_empty());
+    }
+}
