@@ -188,6 +188,16 @@ pub enum LinkPattern {
     Prefix(String),
 }
 
+impl LinkPattern {
+    /// Whether a link of this name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            LinkPattern::Exact(exact) => name == exact,
+            LinkPattern::Prefix(start) => name.starts_with(start),
+        }
+    }
+}
+
 /// `[forward]`: what happens to packets of containers, guests and LAN clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
