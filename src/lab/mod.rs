@@ -1,4 +1,34 @@
-//! The laboratory.
+//! The laboratory: a client, a home router, an Internet and two VPN servers in private network
+//! namespaces, with everything the client sends captured and judged.
+//!
+//! The demo and the tests use it alike. Nothing here touches the machine's own network:
+//! [`namespaces::enter_private`] leaves it first, and every [`Host`] refuses to work in it.
+//!
+//! ```text
+//! namespaces -> Host -> Lab -> Wireguard, Senders  (what happens)
+//!                          \-> Capture -> decoder  (what is seen)
+//! ```
+
+pub mod addresses;
+pub mod advertisement;
+pub mod capture;
+pub mod decoder;
+pub mod dhcp;
+mod error;
+pub mod harness;
+pub mod host;
+pub mod link;
+pub mod namespaces;
+pub mod services;
+mod topology;
+pub mod wireguard;
+
+pub use capture::{Capture, Report};
+pub use decoder::{Expectation, Verdict};
+pub use error::{Context, Error, Result};
+pub use host::Host;
+pub use topology::{Lab, VpnServer};
+pub use wireguard::Wireguard;
 
 /// Entry.
 pub fn main() -> std::process::ExitCode {

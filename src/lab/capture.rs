@@ -1,0 +1,213 @@
+//! Watches the client's wire from its far end and judges every frame the client sends.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::addresses::WIRE;
+use super::decoder::{Expectation, Verdict, classify};
+use super::error::{Context, Error, Result};
+use super::host::{Stop, Worker};
+use super::link::PacketSocket;
+use super::topology::Lab;
+
+/// So many leaked frames are kept whole.
+const KEPT: usize = 1000;
+/// So many classes are told apart.
+const CLASSES: usize = 1000;
+/// Holds some hundred thousand small frames.
+const BUFFER: usize = 256 << 20;
+/// Silence for this long after the end means that all was read.
+const SILENCE: Duration = Duration::from_millis(20);
+
+/// A running capture of what the client sends.
+pub struct Capture {
+    shared: Arc<Mutex<Report>>,
+    worker: Worker<Option<Result<()>>>,
+}
+
+/// A frame that the client sent.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// When it was read.
+    pub at: SystemTime,
+    /// All of it, from the destination's hardware address on.
+    pub bytes: Vec<u8>,
+    /// What is wrong with it.
+    pub leak: String,
+}
+
+/// What the client sent.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Frames that may leave, by reason.
+    pub allowed: BTreeMap<String, u64>,
+    /// Frames that may not, by kind.
+    pub leaked: BTreeMap<String, u64>,
+    /// The first of the latter.
+    pub frames: Vec<Frame>,
+    /// Frames that came too fast to be read: they were neither judged nor counted above.
+    pub lost: u64,
+}
+
+impl Report {
+    /// How many frames may leave.
+    pub fn allowed_total(&self) -> u64 {
+        self.allowed.values().sum()
+    }
+
+    /// How many frames may not.
+    pub fn leaked_total(&self) -> u64 {
+        self.leaked.values().sum()
+    }
+
+    /// The leaks in words, most frequent first; empty if there is none.
+    pub fn summary(&self) -> String {
+        let mut classes: Vec<_> = self.leaked.iter().collect();
+        classes.sort_by(|a, b| b.1.cmp(a.1));
+        let words = classes.iter().take(8).map(|(class, count)| format!("{count} x {class}"));
+        words.collect::<Vec<_>>().join("; ")
+    }
+
+    fn add(&mut self, frame: &[u8], verdict: Verdict) {
+        match verdict {
+            Verdict::Allowed(reason) => count(&mut self.allowed, reason.into()),
+            Verdict::Leaked(leak) => {
+                if self.frames.len() < KEPT {
+                    let (at, bytes) = (SystemTime::now(), frame.to_vec());
+                    self.frames.push(Frame { at, bytes, leak: leak.clone() });
+                }
+                count(&mut self.leaked, leak);
+            }
+        }
+    }
+}
+
+impl Capture {
+    /// Starts to watch. Every frame is judged as it comes, by `expectation`.
+    ///
+    /// # Errors
+    /// Those of packet sockets.
+    pub fn start(lab: &Lab, expectation: Expectation) -> Result<Self> {
+        Self::watch(lab, expectation, None)
+    }
+
+    /// As [`Capture::start`], and writes every frame of the client to a pcap file.
+    ///
+    /// # Errors
+    /// Those of packet sockets, and of the file.
+    pub fn start_with_pcap(lab: &Lab, expectation: Expectation, file: &Path) -> Result<Self> {
+        Self::watch(lab, expectation, Some(Pcap::create(file)?))
+    }
+
+    fn watch(lab: &Lab, expectation: Expectation, mut pcap: Option<Pcap>) -> Result<Self> {
+        let socket = PacketSocket::open(&lab.router, WIRE)?;
+        socket.reserve(BUFFER)?;
+        socket.set_timeout(SILENCE)?;
+        let shared = Arc::new(Mutex::new(Report::default()));
+        let theirs = Arc::clone(&shared);
+        let worker = lab.router.spawn("capture", move |stop| {
+            record(&socket, &expectation, pcap.as_mut(), &theirs, &stop)
+        })?;
+        Ok(Capture { shared, worker })
+    }
+
+    /// What was seen so far. Frames still on their way are missing.
+    pub fn report(&self) -> Report {
+        lock(&self.shared).clone()
+    }
+
+    /// What was seen since the last call, and forgets it. Frames still on their way are missing:
+    /// let the client be silent before, or accept that a frame is seen in the next period.
+    pub fn take(&self) -> Report {
+        std::mem::take(&mut *lock(&self.shared))
+    }
+
+    /// Ends the capture once the wire's backlog is read.
+    ///
+    /// # Errors
+    /// If frames could not be received or written: the report would be incomplete.
+    pub fn stop(self) -> Result<Report> {
+        let Capture { shared, worker } = self;
+        worker.stop()?.ok_or_else(|| Error::new("the capture did not start"))??;
+        Ok(lock(&shared).clone())
+    }
+}
+
+fn record(
+    socket: &PacketSocket,
+    expectation: &Expectation,
+    mut pcap: Option<&mut Pcap>,
+    report: &Mutex<Report>,
+    stop: &Stop,
+) -> Result<()> {
+    let mut buffer = vec![0u8; 65536 + 64];
+    let mut lost_before = 0;
+    loop {
+        let ending = stop.requested();
+        let Some(received) = socket.receive(&mut buffer)? else {
+            if ending {
+                break;
+            }
+            continue;
+        };
+        let new_losses = received.lost.saturating_sub(lost_before);
+        lost_before = lost_before.max(received.lost);
+        let frame = &buffer[..received.length];
+        let mut report = lock(report);
+        report.lost += u64::from(new_losses);
+        if received.outgoing {
+            continue;
+        }
+        report.add(frame, classify(frame, expectation));
+        drop(report);
+        if let Some(pcap) = pcap.as_mut() {
+            pcap.write(frame)?;
+        }
+    }
+    pcap.map_or(Ok(()), Pcap::finish)
+}
+
+fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count(classes: &mut BTreeMap<String, u64>, class: String) {
+    if classes.len() >= CLASSES && !classes.contains_key(&class) {
+        *classes.entry("others".into()).or_default() += 1;
+    } else {
+        *classes.entry(class).or_default() += 1;
+    }
+}
+
+/// A capture file as in draft-ietf-opsawg-pcap, Ethernet, microseconds.
+struct Pcap(BufWriter<File>);
+
+impl Pcap {
+    fn create(path: &Path) -> Result<Self> {
+        let mut file = BufWriter::new(File::create(path).during(path.display())?);
+        let words: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 262_144, 1];
+        for word in words {
+            file.write_all(&word.to_ne_bytes()).during(path.display())?;
+        }
+        Ok(Pcap(file))
+    }
+
+    fn write(&mut self, frame: &[u8]) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        // The format's seconds end in 2106.
+        let seconds = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
+        for word in [seconds, now.subsec_micros(), length, length] {
+            self.0.write_all(&word.to_ne_bytes()).during("writing the capture")?;
+        }
+        self.0.write_all(frame).during("writing the capture")
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.0.flush().during("writing the capture")
+    }
+}

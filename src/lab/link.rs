@@ -1,0 +1,117 @@
+//! Packet sockets: what is sent to and received from a link as it is.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind,
+    recvmsg, sendmsg, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::error::{Context, Error, Result};
+use super::host::Host;
+
+/// PACKET_OUTGOING of include/uapi/linux/if_packet.h.
+const OUTGOING: u8 = 4;
+
+/// A packet socket on one link.
+pub struct PacketSocket {
+    fd: OwnedFd,
+    link: LinkAddr,
+}
+
+/// One received frame's length and circumstances.
+pub(super) struct Received {
+    pub(super) length: usize,
+    /// Sent by the machine itself, not received from the wire.
+    pub(super) outgoing: bool,
+    /// How many frames the socket has lost since it was opened.
+    pub(super) lost: u32,
+}
+
+impl PacketSocket {
+    /// Opens a socket on a link of a machine that sees every frame.
+    ///
+    /// # Errors
+    /// Those of `socket(2)`; if there is no such link.
+    pub fn open(host: &Host, link: &str) -> Result<Self> {
+        host.run(|| open_here(link))?.during(format!("packet socket on {link} of {}", host.name()))
+    }
+
+    /// Sends one whole frame.
+    ///
+    /// # Errors
+    /// Those of `sendmsg(2)`; ENOBUFS: a netdev egress chain dropped it.
+    pub fn send(&self, frame: &[u8]) -> nix::Result<usize> {
+        let flags = MsgFlags::empty();
+        sendmsg(self.fd.as_raw_fd(), &[IoSlice::new(frame)], &[], flags, Some(&self.link))
+    }
+
+    /// The link's hardware address.
+    pub fn address(&self) -> [u8; 6] {
+        self.link.addr().unwrap_or_default()
+    }
+
+    /// Room for a burst: over the system's limit where we may.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
+        if setsockopt(&self.fd, sockopt::RcvBufForce, &bytes).is_err() {
+            setsockopt(&self.fd, sockopt::RcvBuf, &bytes).during("SO_RCVBUF")?;
+        }
+        setsockopt(&self.fd, sockopt::RxqOvfl, &1).during("SO_RXQ_OVFL")
+    }
+
+    pub(super) fn set_timeout(&self, timeout: Duration) -> Result<()> {
+        let milliseconds = i64::try_from(timeout.as_millis()).during("a time-out")?;
+        let value = TimeVal::milliseconds(milliseconds);
+        setsockopt(&self.fd, sockopt::ReceiveTimeout, &value).during("SO_RCVTIMEO")
+    }
+
+    /// Waits for a frame; `None` after the time-out.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<Received>> {
+        let mut control = nix::cmsg_space!(u32);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let fd = self.fd.as_raw_fd();
+        let flags = MsgFlags::empty();
+        match recvmsg::<LinkAddr>(fd, &mut parts, Some(&mut control), flags) {
+            Ok(message) => {
+                let mut lost = 0;
+                for part in message.cmsgs().into_iter().flatten() {
+                    if let ControlMessageOwned::RxqOvfl(count) = part {
+                        lost = count;
+                    }
+                }
+                let outgoing = message.address.is_some_and(|from| from.pkttype() == OUTGOING);
+                Ok(Some(Received { length: message.bytes, outgoing, lost }))
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(None),
+            Err(error) => Err(Error::new(format!("receiving: {error}"))),
+        }
+    }
+}
+
+fn open_here(name: &str) -> Result<PacketSocket> {
+    let link = find(name)?;
+    let fd = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        // Bound to the link below; frames of other links that come before are of this host only.
+        SockProtocol::EthAll,
+    )
+    .during("socket")?;
+    // The address has protocol 0, which keeps the socket's own (net/packet/af_packet.c).
+    bind(fd.as_raw_fd(), &link).during("bind")?;
+    Ok(PacketSocket { fd, link })
+}
+
+/// getifaddrs(3) is where safe code gets a link-layer address from.
+fn find(name: &str) -> Result<LinkAddr> {
+    getifaddrs()
+        .during("getifaddrs")?
+        .filter(|entry| entry.interface_name == name)
+        .find_map(|entry| entry.address.and_then(|address| address.as_link_addr().copied()))
+        .ok_or_else(|| Error::new(format!("no link {name}")))
+}
