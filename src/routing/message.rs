@@ -12,13 +12,12 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
-use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::guard::{Action, Family, Route, RouteKind, Rule, TABLE};
 use super::kernel::{Error, Refusal};
 use crate::netlink::{Failure, Message, Socket};
-use crate::policy::Protocol;
 
 /// "No suppression" (net/core/fib_rules.c).
 const NONE: u32 = u32::MAX;
@@ -216,10 +215,10 @@ fn encode_rule(rule: &Rule) -> RuleMessage {
         attributes.push(RuleAttribute::FwMask(u32::MAX));
     }
     if let Some(protocol) = rule.protocol {
-        attributes.push(RuleAttribute::IpProtocol(match protocol {
-            Protocol::Udp => IpProtocol::Udp,
-            Protocol::Tcp => IpProtocol::Tcp,
-        }));
+        attributes.push(RuleAttribute::IpProtocol(i32::from(protocol).into()));
+    }
+    if rule.local {
+        attributes.push(RuleAttribute::Iifname(LOOPBACK.into()));
     }
     let exactly = |port| RulePortRange { start: port, end: port };
     attributes.extend(rule.source_port.map(exactly).map(RuleAttribute::SourcePortRange));
@@ -261,8 +260,8 @@ pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Option<Rule>
             }
             RuleAttribute::FwMark(value) => rule.mark = Some(*value),
             RuleAttribute::FwMask(value) => mask = *value,
-            RuleAttribute::IpProtocol(IpProtocol::Udp) => rule.protocol = Some(Protocol::Udp),
-            RuleAttribute::IpProtocol(IpProtocol::Tcp) => rule.protocol = Some(Protocol::Tcp),
+            RuleAttribute::IpProtocol(value) => rule.protocol = Some(u8::from(*value)),
+            RuleAttribute::Iifname(name) if name == LOOPBACK => rule.local = true,
             RuleAttribute::SourcePortRange(range) => {
                 rule.source_port = exact(range);
                 strange |= rule.source_port.is_none();
@@ -301,6 +300,8 @@ pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Option<Rule>
     ours.then_some(rule)
 }
 
+/// As incoming link: packets of this machine.
+const LOOPBACK: &str = "lo";
 /// FIB_RULE_INVERT (include/uapi/linux/fib_rules.h).
 const INVERT: u32 = 2;
 const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;

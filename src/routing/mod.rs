@@ -5,6 +5,9 @@
 //! socket that is bound to a link. The tunnel's outer packets are known by their mark and are
 //! decided first, so the lookup of our table needs no `not fwmark`.
 //!
+//! The kernel's own questions of the rules must still be answered, or no IPv4 default route could be
+//! added under the guard: see `kernel_questions` in its source.
+//!
 //! [`Guard`] is plain data and a pure function of the policy; [`apply`], [`read`] and [`remove`]
 //! are its way to the kernel and back. Rules and routes carry `protocol kernel`, which
 //! systemd-networkd spares (threat 51).
