@@ -62,6 +62,32 @@ pub fn run(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Adds an address (`ADDRESS/LENGTH`) to a link and waits until it can be used: the kernel finishes
+/// IPv6 addresses later, even without duplicate address detection.
+pub fn address(address: &str, link: &str) {
+    let nodad = if address.contains(':') { " nodad" } else { "" };
+    run(&format!("ip address add {address} dev {link}{nodad}"));
+    if let Some((address, _)) = address.split_once('/').filter(|_| !nodad.is_empty()) {
+        wait_for_local(&format!("local {address} dev {link} "));
+    }
+}
+
+/// The link's own IPv6 address: from then on the kernel changes nothing by itself.
+fn wait_for_link(link: &str) {
+    wait_for_local(&format!(" dev {link} proto kernel metric 0"));
+}
+
+fn wait_for_local(route: &str) {
+    for _ in 0..200 {
+        let local = run("ip -6 route show table local");
+        if local.lines().any(|line| line.starts_with("local ") && line.contains(route)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("no route: {route}");
+}
+
 /// Sets `/proc/sys/NAME` in this thread's namespace.
 pub fn sysctl(name: &str, value: &str) {
     assert_private();
@@ -119,14 +145,14 @@ impl Lab {
         let host = enter();
         let lab = Lab { host, router, capture };
         lab.pair("eth0", "far");
-        run("ip address add 192.0.2.2/24 dev eth0");
-        run("ip address add 2001:db8:1::2/64 dev eth0 nodad");
+        address("192.0.2.2/24", "eth0");
+        address("2001:db8:1::2/64", "eth0");
         lab.at_router(|| {
-            run("ip address add 192.0.2.1/24 dev far");
-            run("ip address add 2001:db8:1::1/64 dev far nodad");
-            run("ip address add 198.51.100.9/32 dev lo");
-            run("ip address add 10.9.9.9/32 dev lo");
-            run("ip address add 2001:db8:9::9/128 dev lo nodad");
+            address("192.0.2.1/24", "far");
+            address("2001:db8:1::1/64", "far");
+            address("198.51.100.9/32", "lo");
+            address("10.9.9.9/32", "lo");
+            address("2001:db8:9::9/128", "lo");
         });
         run("ip route add default via 192.0.2.1");
         run("ip route add default via 2001:db8:1::1");
@@ -139,7 +165,11 @@ impl Lab {
         let path = format!("/proc/{}/fd/{}", std::process::id(), self.router.as_raw_fd());
         run(&format!("ip link set {far} netns {path}"));
         run(&format!("ip link set {near} up"));
-        self.at_router(|| run(&format!("ip link set {far} up")));
+        self.at_router(|| {
+            run(&format!("ip link set {far} up"));
+            wait_for_link(far);
+        });
+        wait_for_link(near);
     }
 
     pub fn at_router<T>(&self, work: impl FnOnce() -> T) -> T {

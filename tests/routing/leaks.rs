@@ -11,7 +11,7 @@ use killswitch::netlink::{Family, Socket};
 use killswitch::policy::{Inbound, LinkPattern, Policy, Protocol, Tunnel};
 use killswitch::routing::{self, Guard, Report};
 
-use crate::lab::{BEHIND, How, INTERNET, KINDS, Kind, LAN, Lab, attempt, run, sysctl};
+use crate::lab::{BEHIND, How, INTERNET, KINDS, Kind, LAN, Lab, address, attempt, run, sysctl};
 
 const MARK: u32 = 0x6b73;
 
@@ -148,8 +148,8 @@ fn t45_rogue_routes() {
 
 fn t46_public_prefix_on_the_link() {
     let lab = Lab::new();
-    run("ip address add 203.0.113.2/24 dev eth0");
-    lab.at_router(|| run("ip address add 203.0.113.1/24 dev far"));
+    address("203.0.113.2/24", "eth0");
+    lab.at_router(|| address("203.0.113.1/24", "far"));
     assert!(lab.reaches(Kind::Udp, "203.0.113.1", 443, How::Plain));
     apply(&Policy { lan: vec!["10.0.0.0/8".parse().unwrap()], ..policy() });
     assert!(!lab.reaches(Kind::Udp, "203.0.113.1", 443, How::Plain));
@@ -157,8 +157,8 @@ fn t46_public_prefix_on_the_link() {
 
 fn t47_private_address_behind_the_gateway() {
     let lab = Lab::new();
-    run("ip address add 10.0.0.2/24 dev eth0");
-    lab.at_router(|| run("ip address add 10.0.0.1/24 dev far"));
+    address("10.0.0.2/24", "eth0");
+    lab.at_router(|| address("10.0.0.1/24", "far"));
     assert!(lab.reaches(Kind::Udp, BEHIND, 443, How::Plain));
     apply(&Policy { lan: vec!["10.0.0.0/8".parse().unwrap()], ..policy() });
     assert!(lab.reaches(Kind::Udp, "10.0.0.1", 443, How::Plain));
@@ -225,8 +225,8 @@ fn marked_packets_never_enter_the_tunnel() {
     lab.pair("wg0", "peer");
     // Without ARP a frame goes out at once, as from a tunnel.
     run("ip link set wg0 arp off");
-    run("ip address add 10.64.0.2/32 dev wg0");
-    run("ip address add fd64::2/128 dev wg0 nodad");
+    address("10.64.0.2/32", "wg0");
+    address("fd64::2/128", "wg0");
     apply(&policy());
     let wg0 = nix::net::if_::if_nametoindex("wg0").unwrap();
     let socket = Socket::open(Family::Route).unwrap();
@@ -356,11 +356,11 @@ fn internal_bridge_and_nothing_else() {
     run("ip link add docker0 type bridge");
     run("ip link set veth1 master docker0");
     run("ip link set docker0 up");
-    run("ip address add 172.17.0.1/16 dev docker0");
-    run("ip address add fd17::1/64 dev docker0 nodad");
+    address("172.17.0.1/16", "docker0");
+    address("fd17::1/64", "docker0");
     lab.at_router(|| {
-        run("ip address add 172.17.0.2/16 dev guest");
-        run("ip address add fd17::2/64 dev guest nodad");
+        address("172.17.0.2/16", "guest");
+        address("fd17::2/64", "guest");
     });
     run("ip route add 198.51.100.9/32 via 192.0.2.1");
     run("ip route add 2001:db8:9::9/128 via 2001:db8:1::1");
@@ -440,13 +440,13 @@ fn the_router_can_resolve_us() {
 fn forwarded_packets_are_refused() {
     let lab = Lab::new();
     lab.pair("veth1", "guest");
-    run("ip address add 172.17.0.1/16 dev veth1");
-    run("ip address add fd17::1/64 dev veth1 nodad");
+    address("172.17.0.1/16", "veth1");
+    address("fd17::1/64", "veth1");
     sysctl("net/ipv4/ip_forward", "1");
     sysctl("net/ipv6/conf/all/forwarding", "1");
     let far = lab.at_router(|| {
-        run("ip address add 172.17.0.2/16 dev guest");
-        run("ip address add fd17::2/64 dev guest nodad");
+        address("172.17.0.2/16", "guest");
+        address("fd17::2/64", "guest");
         run("ip route add 198.51.100.0/24 via 172.17.0.1");
         run("ip -6 route add 2001:db8:9::/64 via fd17::1");
         nix::net::if_::if_nametoindex("far").unwrap() as usize
