@@ -173,7 +173,8 @@ impl Guard {
         }
         let mut rules = BTreeSet::new();
         for family in Family::BOTH {
-            if policy.tunnel.is_some() {
+            // Mark zero would be every packet.
+            if policy.tunnel.is_some() && policy.mark != 0 {
                 rules.extend(marked(family, policy.mark));
             }
             if !policy.internal.is_empty() {
@@ -440,6 +441,12 @@ mod tests {
         assert_eq!(opening.iter().map(|rule| rule.preference).collect::<Vec<_>>(), [27580]);
         assert_eq!(guard.routes.len(), 2);
         assert!(!guard.tunnel);
+    }
+
+    #[test]
+    fn mark_zero_opens_nothing() {
+        let guard = Guard::from_policy(&Policy { mark: 0, ..policy() });
+        assert!(guard.rules.iter().all(|rule| rule.mark.is_none()));
     }
 
     #[test]

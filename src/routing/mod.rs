@@ -18,6 +18,8 @@
 //!   asks for the address by ARP, and whoever answers gets the packet (threat 50).
 //! - Broadcast and link-local multicast from a bound socket, and all IPv6 multicast, ask no rule.
 //! - Ports are unknown for raw sockets, so there the ban on LAN DNS does not hold.
+//! - A packet that a foreign nft chain routes anew (`type route`, NAT on output) is asked for without
+//!   its protocol, so it may take a near route of table main, never the default one.
 //! - Rules before ours (VRF's at 1000, another VPN's) decide first.
 
 mod guard;

@@ -1,9 +1,11 @@
 //! What the kernel lists: ours, all of it, and nobody else's.
 
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use killswitch::netlink::{Family, Socket};
 use killswitch::policy::{Inbound, LinkPattern, Policy, Protocol};
 use killswitch::routing::{self, Guard};
 use proptest::prelude::*;
@@ -18,6 +20,8 @@ pub const TRIALS: &[(&str, fn())] = &[
     ("t51_removal_by_others_is_seen_and_mended", t51_removal_by_others_is_seen_and_mended),
     ("foreign_routes_in_our_table_are_removed", foreign_routes_in_our_table_are_removed),
     ("an_external_tunnel_removes_the_guard", an_external_tunnel_removes_the_guard),
+    ("failures_say_what_and_why", failures_say_what_and_why),
+    ("a_strange_foreign_rule_is_no_obstacle", a_strange_foreign_rule_is_no_obstacle),
     ("random_policies_are_read_back", random_policies_are_read_back),
 ];
 
@@ -150,6 +154,25 @@ fn an_external_tunnel_removes_the_guard() {
     let external = Policy { routing_guard: false, ..policy() };
     routing::apply(&Guard::from_policy(&external)).unwrap();
     assert_eq!(listing(), before);
+}
+
+fn failures_say_what_and_why() {
+    let _lab = Lab::new();
+    let socket = Socket::open(Family::Route).unwrap();
+    let everything = "0.0.0.0/0".parse().unwrap();
+    let error = routing::add_tunnel_route(&socket, 4711, everything).unwrap_err().to_string();
+    assert!(error.contains("add route 0.0.0.0/0 dev #4711"), "{error}");
+    assert!(error.contains("No such device"), "{error}");
+}
+
+fn a_strange_foreign_rule_is_no_obstacle() {
+    let _lab = Lab::new();
+    let name = std::ffi::OsStr::from_bytes(b"q\xff");
+    let mut command = std::process::Command::new("ip");
+    command.args(["rule", "add", "pref", "27550", "lookup", "100", "iif"]).arg(name);
+    assert!(command.status().unwrap().success());
+    routing::apply(&full()).unwrap();
+    assert_intact(&full());
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
