@@ -22,6 +22,10 @@ pub const LAST_METRIC: u32 = u32::MAX;
 /// DNS, DNS over TLS and QUIC, mDNS, LLMNR.
 const DNS_PORTS: [u16; 4] = [53, 853, 5353, 5355];
 
+/// What sockets (a raw one aside) and the kernel's tunnels send: ICMP, IPIP, TCP, UDP, DCCP, SIT,
+/// GRE, ESP, AH, L2TP, SCTP, UDP-Lite.
+const TRANSPORTS: [u8; 12] = [1, 4, 6, 17, 33, 41, 47, 50, 51, 115, 132, 136];
+
 /// Where each kind of rule stands. One kind may hold many rules: they do the same, so their order
 /// does not matter.
 mod preference {
@@ -34,6 +38,8 @@ mod preference {
     pub const INBOUND: u32 = 27540;
     pub const LAN: u32 = 27550;
     pub const DHCP: u32 = 27560;
+    pub const TRANSPORT: u32 = 27570;
+    pub const KERNEL: u32 = 27580;
     pub const TABLE: u32 = 27590;
     pub const UNREACHABLE: u32 = 27599;
 }
@@ -84,8 +90,10 @@ pub struct Rule {
     pub mark: Option<u32>,
     /// Destination; never of length zero.
     pub to: Option<IpNet>,
-    /// Transport protocol.
-    pub protocol: Option<Protocol>,
+    /// Only for packets of this machine, and for what the kernel asks on its own behalf.
+    pub local: bool,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
     /// Source port.
     pub source_port: Option<u16>,
     /// Destination port, of any transport protocol unless `protocol` names one.
@@ -101,6 +109,7 @@ impl Rule {
             family,
             mark: None,
             to: None,
+            local: false,
             protocol: None,
             source_port: None,
             destination_port: None,
@@ -164,7 +173,8 @@ impl Guard {
         }
         let mut rules = BTreeSet::new();
         for family in Family::BOTH {
-            if policy.tunnel.is_some() {
+            // Mark zero would be every packet.
+            if policy.tunnel.is_some() && policy.mark != 0 {
                 rules.extend(marked(family, policy.mark));
             }
             if !policy.internal.is_empty() {
@@ -177,6 +187,7 @@ impl Guard {
             rules.insert(Rule::new(family, preference::TABLE, Action::Table));
             rules.insert(Rule::new(family, preference::UNREACHABLE, Action::Unreachable));
         }
+        rules.extend(kernel_questions());
         rules.extend(
             policy
                 .lan_dns
@@ -213,7 +224,7 @@ fn marked(family: Family, mark: u32) -> [Rule; 2] {
 
 fn ntp(address: IpAddr) -> Rule {
     Rule {
-        protocol: Some(Protocol::Udp),
+        protocol: Some(UDP),
         destination_port: Some(123),
         ..Rule::to(address.into(), preference::NTP, Action::Main)
     }
@@ -225,7 +236,7 @@ fn inbound(service: &Inbound) -> Rule {
     let preference =
         if DNS_PORTS.contains(&service.port) { preference::NAMED_DNS } else { preference::INBOUND };
     Rule {
-        protocol: Some(service.protocol),
+        protocol: Some(number(service.protocol)),
         source_port: Some(service.port),
         ..Rule::to(service.from, preference, Action::Main)
     }
@@ -238,10 +249,34 @@ fn inbound(service: &Inbound) -> Rule {
 /// table local, or are the kernel's own, which asks no rule for them.
 fn dhcp() -> Rule {
     Rule {
-        protocol: Some(Protocol::Udp),
+        protocol: Some(UDP),
         source_port: Some(68),
         destination_port: Some(67),
         ..Rule::new(Family::V4, preference::DHCP, Action::MainNear)
+    }
+}
+
+/// The kernel itself asks the rules whether the gateway of a new IPv4 route is on a link
+/// (`fib_check_nh_v4_gw`), and, with rp_filter on, whether whoever sends an ARP request is. Without
+/// an answer nobody could add a default route, and ours would be the machine that no router finds.
+///
+/// These questions name no protocol, so what has one goes on to our table first. A raw socket may
+/// send yet another protocol, but who may open one may also write frames, which no rule sees.
+fn kernel_questions() -> impl Iterator<Item = Rule> {
+    let transports = TRANSPORTS.map(|number| Rule {
+        protocol: Some(number),
+        ..Rule::new(Family::V4, preference::TRANSPORT, Action::Goto(preference::TABLE))
+    });
+    let rest = Rule { local: true, ..Rule::new(Family::V4, preference::KERNEL, Action::MainNear) };
+    transports.into_iter().chain([rest])
+}
+
+const UDP: u8 = 17;
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Udp => UDP,
+        Protocol::Tcp => 6,
     }
 }
 
@@ -290,8 +325,11 @@ impl fmt::Display for Rule {
         if let Some(mark) = self.mark {
             write!(out, " fwmark {mark:#x}")?;
         }
+        if self.local {
+            write!(out, " iif lo")?;
+        }
         if let Some(protocol) = self.protocol {
-            write!(out, " ipproto {}", if protocol == Protocol::Udp { "udp" } else { "tcp" })?;
+            write!(out, " ipproto {protocol}")?;
         }
         if let Some(port) = self.source_port {
             write!(out, " sport {port}")?;
@@ -364,7 +402,8 @@ mod tests {
     }
 
     fn listing(guard: &Guard, family: Family) -> Vec<String> {
-        let rules = guard.rules.iter().filter(|rule| rule.family == family);
+        let rules = guard.rules.iter();
+        let rules = rules.filter(|rule| rule.family == family && rule.preference != 27570);
         rules.map(|rule| rule.to_string()[8..].to_owned()).collect()
     }
 
@@ -382,24 +421,32 @@ mod tests {
                 "27520: from all dport 853 goto 27590",
                 "27520: from all dport 5353 goto 27590",
                 "27520: from all dport 5355 goto 27590",
-                "27540: from all to 192.168.1.0/24 ipproto tcp sport 22 lookup main",
+                "27540: from all to 192.168.1.0/24 ipproto 6 sport 22 lookup main",
                 "27550: from all to 192.168.1.0/24 lookup main suppress_prefixlength 7",
-                "27560: from all ipproto udp sport 68 dport 67 lookup main suppress_prefixlength 7",
+                "27560: from all ipproto 17 sport 68 dport 67 lookup main suppress_prefixlength 7",
+                "27580: from all iif lo lookup main suppress_prefixlength 7",
                 "27590: from all lookup 27507",
                 "27599: from all unreachable",
             ]
         );
         assert!(listing(&guard, Family::V6).contains(
-            &"27530: from all to 2001:db8::123/128 ipproto udp dport 123 lookup main".into()
+            &"27530: from all to 2001:db8::123/128 ipproto 17 dport 123 lookup main".into()
         ));
     }
 
     #[test]
-    fn the_strictest_lock_opens_nothing() {
+    fn the_strictest_lock_answers_the_kernel_only() {
         let guard = Guard::from_policy(&Policy::strictest());
-        assert!(guard.rules.iter().all(|rule| !rule.action.opens()));
+        let opening: Vec<&Rule> = guard.rules.iter().filter(|rule| rule.action.opens()).collect();
+        assert_eq!(opening.iter().map(|rule| rule.preference).collect::<Vec<_>>(), [27580]);
         assert_eq!(guard.routes.len(), 2);
         assert!(!guard.tunnel);
+    }
+
+    #[test]
+    fn mark_zero_opens_nothing() {
+        let guard = Guard::from_policy(&Policy { mark: 0, ..policy() });
+        assert!(guard.rules.iter().all(|rule| rule.mark.is_none()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use nix::errno::Errno;
 
-use super::guard::{self, Action, Family, Guard, PREFERENCES, Route, RouteKind, Rule};
+use super::guard::{self, Action, Family, Guard, Route, RouteKind, Rule};
 use super::links;
 use super::message::{Request, decode_route, decode_rule, dump_routes, dump_rules, perform};
 use crate::netlink::{self, Failure, Socket};
@@ -46,8 +46,14 @@ impl Error {
     }
 }
 
+/// The first few: when one is refused for want of a privilege, all are.
 fn join(refusals: &[Refusal]) -> String {
-    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    const SHOWN: usize = 3;
+    let mut words: Vec<String> = refusals.iter().take(SHOWN).map(ToString::to_string).collect();
+    if refusals.len() > SHOWN {
+        words.push(format!("and {} more", refusals.len() - SHOWN));
+    }
+    words.join("; ")
 }
 
 /// A request that the kernel refused.
@@ -316,10 +322,7 @@ fn read_with(socket: &Socket) -> Result<Live, Error> {
             }
             rules => rules.map_err(|error| Error::Read { what: "policy rules", error })?,
         };
-        let decoded = rules.into_iter().filter_map(|message| {
-            let rule = decode_rule(&message, family)?;
-            PREFERENCES.contains(&rule.preference).then_some((rule, message))
-        });
+        let decoded = rules.into_iter().map(|message| (decode_rule(&message, family), message));
         live.rules.extend(decoded);
         let routes: Vec<RouteMessage> = dump_routes(socket, family)
             .map_err(|error| Error::Read { what: "routes of our table", error })?;
@@ -344,5 +347,30 @@ fn ipv6_without_rules() -> Ipv6 {
         Ipv6::WithoutRules
     } else {
         Ipv6::Absent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    #[test]
+    fn without_ipv6_only_ipv4_is_missing() {
+        let guard = Guard::from_policy(&Policy::strictest());
+        let missing = |ipv6| Live { ipv6, ..Live::default() }.missing(&guard);
+        let whole = guard.rules.len() + guard.routes.len();
+        assert_eq!(missing(Ipv6::Guarded).len(), whole);
+        assert_eq!(missing(Ipv6::WithoutRules).len(), whole);
+        assert!(missing(Ipv6::Absent).len() < whole);
+        assert!(missing(Ipv6::Absent).iter().all(|line| !line.starts_with("-6")));
+    }
+
+    #[test]
+    fn many_refusals_are_summed_up() {
+        let failure = Failure { errno: 1, text: Some("no".into()), offset: None };
+        let refusal = Refusal { request: "add x".into(), failure };
+        let error = Error::Refused(vec![refusal; 5]).to_string();
+        assert!(error.ends_with("Operation not permitted (os error 1): no; and 2 more"), "{error}");
     }
 }

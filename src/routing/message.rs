@@ -12,13 +12,12 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
-use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::guard::{Action, Family, Route, RouteKind, Rule, TABLE};
+use super::guard::{Action, Family, PREFERENCES, Route, RouteKind, Rule, TABLE};
 use super::kernel::{Error, Refusal};
-use crate::netlink::{Failure, Message, Socket};
-use crate::policy::Protocol;
+use crate::netlink::{Attributes, Failure, Message, Socket};
 
 /// "No suppression" (net/core/fib_rules.c).
 const NONE: u32 = u32::MAX;
@@ -155,11 +154,30 @@ fn dump(socket: &Socket, message: RouteNetlinkMessage) -> std::io::Result<Vec<Me
     }
 }
 
+/// Our rules: those in our range with `protocol kernel`. What others wrote is not even decoded, so
+/// that nothing strange in it can keep us from reading ours.
 pub(super) fn dump_rules(socket: &Socket, family: Family) -> std::io::Result<Vec<RuleMessage>> {
     let mut request = RuleMessage::default();
     request.header.family = address_family(family);
-    let answers = dump(socket, RouteNetlinkMessage::GetRule(request))?;
-    answers.iter().map(|answer| parse(RuleMessage::parse(answer.payload.as_slice()))).collect()
+    dump(socket, RouteNetlinkMessage::GetRule(request))?
+        .iter()
+        .filter(|answer| is_our_rule(&answer.payload))
+        .map(|answer| parse(RuleMessage::parse(answer.payload.as_slice())))
+        .collect()
+}
+
+fn is_our_rule(payload: &[u8]) -> bool {
+    /// `fib_rule_hdr`.
+    const HEADER: usize = 12;
+    const FRA_PRIORITY: u16 = 6;
+    const FRA_PROTOCOL: u16 = 21;
+    let find = |wanted| {
+        let attributes = Attributes(payload.get(HEADER..).unwrap_or_default());
+        attributes.into_iter().find_map(|(kind, value)| (kind == wanted).then_some(value))
+    };
+    let preference = find(FRA_PRIORITY).and_then(|value| value.try_into().ok());
+    find(FRA_PROTOCOL) == Some(&[u8::from(RouteProtocol::Kernel)])
+        && preference.map(u32::from_ne_bytes).is_some_and(|value| PREFERENCES.contains(&value))
 }
 
 /// The routes of our table: the kernel need not list the others.
@@ -216,10 +234,10 @@ fn encode_rule(rule: &Rule) -> RuleMessage {
         attributes.push(RuleAttribute::FwMask(u32::MAX));
     }
     if let Some(protocol) = rule.protocol {
-        attributes.push(RuleAttribute::IpProtocol(match protocol {
-            Protocol::Udp => IpProtocol::Udp,
-            Protocol::Tcp => IpProtocol::Tcp,
-        }));
+        attributes.push(RuleAttribute::IpProtocol(i32::from(protocol).into()));
+    }
+    if rule.local {
+        attributes.push(RuleAttribute::Iifname(LOOPBACK.into()));
     }
     let exactly = |port| RulePortRange { start: port, end: port };
     attributes.extend(rule.source_port.map(exactly).map(RuleAttribute::SourcePortRange));
@@ -239,15 +257,15 @@ fn encode_rule(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// `None` if the rule is not of `protocol kernel`. What we never write makes it [`Action::Other`].
-pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Option<Rule> {
+/// A rule of ours. What we never write makes it [`Action::Other`].
+pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Rule {
     /// Masks of exact ports, which newer kernels (6.15) list; the crate does not know them.
     const FRA_SPORT_MASK: u16 = 28;
     const FRA_DPORT_MASK: u16 = 29;
 
     let header = &message.header;
     let mut rule = Rule::new(family, 0, Action::Other);
-    let (mut ours, mut strange) = (false, header.src_len != 0 || header.tos != 0);
+    let mut strange = header.src_len != 0 || header.tos != 0;
     strange |= header.flags.bits() & INVERT != 0;
     let (mut table, mut target) = (u32::from(header.table), 0);
     let (mut length, mut group, mut mask) = (NONE, NONE, u32::MAX);
@@ -255,14 +273,14 @@ pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Option<Rule>
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => rule.preference = *value,
-            RuleAttribute::Protocol(value) => ours = *value == RouteProtocol::Kernel,
+            RuleAttribute::Protocol(_) => {}
             RuleAttribute::Destination(address) => {
                 rule.to = IpNet::new(*address, header.dst_len).ok();
             }
             RuleAttribute::FwMark(value) => rule.mark = Some(*value),
             RuleAttribute::FwMask(value) => mask = *value,
-            RuleAttribute::IpProtocol(IpProtocol::Udp) => rule.protocol = Some(Protocol::Udp),
-            RuleAttribute::IpProtocol(IpProtocol::Tcp) => rule.protocol = Some(Protocol::Tcp),
+            RuleAttribute::IpProtocol(value) => rule.protocol = Some(u8::from(*value)),
+            RuleAttribute::Iifname(name) if name == LOOPBACK => rule.local = true,
             RuleAttribute::SourcePortRange(range) => {
                 rule.source_port = exact(range);
                 strange |= rule.source_port.is_none();
@@ -298,9 +316,11 @@ pub(super) fn decode_rule(message: &RuleMessage, family: Family) -> Option<Rule>
         }
         _ => Action::Other,
     };
-    ours.then_some(rule)
+    rule
 }
 
+/// As incoming link: packets of this machine.
+const LOOPBACK: &str = "lo";
 /// FIB_RULE_INVERT (include/uapi/linux/fib_rules.h).
 const INVERT: u32 = 2;
 const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;

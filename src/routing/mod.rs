@@ -5,6 +5,9 @@
 //! socket that is bound to a link. The tunnel's outer packets are known by their mark and are
 //! decided first, so the lookup of our table needs no `not fwmark`.
 //!
+//! The kernel's own questions of the rules must still be answered, or no IPv4 default route could be
+//! added under the guard: see `kernel_questions` in its source.
+//!
 //! [`Guard`] is plain data and a pure function of the policy; [`apply`], [`read`] and [`remove`]
 //! are its way to the kernel and back. Rules and routes carry `protocol kernel`, which
 //! systemd-networkd spares (threat 51).
@@ -15,6 +18,8 @@
 //!   asks for the address by ARP, and whoever answers gets the packet (threat 50).
 //! - Broadcast and link-local multicast from a bound socket, and all IPv6 multicast, ask no rule.
 //! - Ports are unknown for raw sockets, so there the ban on LAN DNS does not hold.
+//! - A packet that a foreign nft chain routes anew (`type route`, NAT on output) is asked for without
+//!   its protocol, so it may take a near route of table main, never the default one.
 //! - Rules before ours (VRF's at 1000, another VPN's) decide first.
 
 mod guard;
