@@ -355,7 +355,7 @@ mod tests {
             ("[ff02::1]:51820", "multicast"),
             ("255.255.255.255:51820", "broadcast"),
             ("[198.51.100.7:51820", "is not [ADDRESS]:PORT"),
-            ("198.051.100.7:51820", "is not an IP address"),
+            ("198.051.100.7:51820", "is not ADDRESS:PORT"),
             ("", "has no port"),
             (":", "is not ADDRESS:PORT"),
         ] {

@@ -117,8 +117,8 @@ fn section(
         "[interface]" => false,
         "[peer]" => true,
         _ => {
-            let problem = place.problem(format!("unknown section {}", quote(text)));
-            return Err(problem.help("write [Interface] or [Peer]"));
+            let problem = place.problem("unknown section");
+            return Err(problem.help("write [Interface] or [Peer], alone on its line"));
         }
     };
     let first = before.iter().find(|section| !section.is_peer && !is_peer);
