@@ -245,3 +245,34 @@ fn every_file_is_listed() {
     let config = config::load(&site.path("killswitch.toml")).unwrap();
     assert_eq!(config.files, [site.path("killswitch.toml"), site.path("wg0.conf")]);
 }
+
+#[test]
+fn large_files_are_answered_soon() {
+    let megabyte = |unit: &str| unit.repeat((1 << 20) / unit.len() - 1);
+    for text in [
+        format!("a = {}", "[".repeat(1_000_000)),
+        format!("a = {}", "{a=".repeat(300_000)),
+        format!("a{} = 1", ".a".repeat(500_000)),
+        megabyte("[a.b]\n"),
+        megabyte("=\n"),
+        megabyte("\"\n"),
+        (0..80_000).map(|number| format!("a{number}=1\n")).collect(),
+        format!(
+            "[tunnel]\nconfig = \"wg0.conf\"\n[allow]\nntp = [{}]",
+            megabyte("\"9.9.9.9\",").split_at(1_000_000).0
+        ),
+        format!(
+            "[tunnel]\nconfig = \"wg0.conf\"\n[allow]\nntp = [{}]",
+            megabyte("\"9.9.9.9\",\n").split_at(999_990).0
+        ),
+    ] {
+        let site = Site::new();
+        site.write("killswitch.toml", &text, 0o600);
+        let start = Instant::now();
+        site.load();
+        site.write("killswitch.toml", "[tunnel]\nconfig = \"wg0.conf\"\n", 0o600);
+        site.write("wg0.conf", &text, 0o600);
+        assert_ne!(site.load(), "read");
+        assert!(start.elapsed() < Duration::from_secs(20), "{} {:?}", &text[..30], start.elapsed());
+    }
+}

@@ -140,7 +140,7 @@ fn the_unchanged_files_are_valid() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 30_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn arbitrary_bytes(toml in vec(any::<u8>(), 0..200), wg in vec(any::<u8>(), 0..200)) {
