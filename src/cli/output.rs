@@ -14,8 +14,6 @@ pub enum Style {
     Yellow,
     /// Bad.
     Red,
-    /// Heading.
-    Bold,
 }
 
 /// The text in a style, if standard output takes it.
@@ -32,7 +30,6 @@ fn paint(style: Style, text: &str, terminal: bool) -> String {
         Style::Green => "32",
         Style::Yellow => "33",
         Style::Red => "31",
-        Style::Bold => "1",
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use super::text;
 
 /// A place in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Location {
     /// The file.
     pub file: PathBuf,
     /// Line, from 1; absent where the file as a whole is meant.
-    pub line: Option<usize>,
+    pub line: Option<u32>,
     /// Column in characters, from 1; absent where the line as a whole is meant.
-    pub column: Option<usize>,
+    pub column: Option<u32>,
 }
 
 impl Location {
@@ -45,7 +45,7 @@ pub struct Problem {
     /// What to do next; may have several lines.
     pub help: Option<String>,
     /// The line in question.
-    pub excerpt: Option<Excerpt>,
+    pub excerpt: Option<Box<Excerpt>>,
 }
 
 /// A line of a file with a part of it marked, fit for a terminal.
@@ -100,34 +100,35 @@ impl fmt::Display for Problem {
 /// Why a configuration cannot be used: one problem or more, in the order of the files and lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    first: Problem,
-    rest: Vec<Problem>,
+    problems: Vec<Problem>,
 }
 
 impl Error {
     /// Everything that was found; at least one.
-    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        std::iter::once(&self.first).chain(&self.rest)
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
     }
 
     /// `None` if there is no problem.
     pub(super) fn from_problems(problems: Vec<Problem>) -> Option<Self> {
-        let mut problems = problems.into_iter();
-        problems.next().map(|first| Error { first, rest: problems.collect() })
+        (!problems.is_empty()).then_some(Error { problems })
     }
 }
 
 impl From<Problem> for Error {
-    fn from(first: Problem) -> Self {
-        Error { first, rest: Vec::new() }
+    fn from(problem: Problem) -> Self {
+        Error { problems: vec![problem] }
     }
 }
 
 impl fmt::Display for Error {
     /// The problems, an empty line between them; no trailing newline, no colours.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}", self.first)?;
-        self.rest.iter().try_for_each(|problem| write!(out, "\n\n{problem}"))
+        for (index, problem) in self.problems.iter().enumerate() {
+            let gap = if index == 0 { "" } else { "\n\n" };
+            write!(out, "{gap}{problem}")?;
+        }
+        Ok(())
     }
 }
 

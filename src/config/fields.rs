@@ -9,17 +9,25 @@ use super::text::{alternatives, nearest, quote};
 use super::tree::{Entry, Node, Table, Value};
 use super::value::Complaint;
 
+/// More than these are not noted: they would not be read, and noting them would take long.
+const MOST_PROBLEMS: usize = 50;
+
 /// Notes problems, so that reading can go on and report them all.
 #[derive(Default)]
 pub(super) struct Problems(RefCell<Vec<Problem>>);
 
 impl Problems {
     pub(super) fn add(&self, problem: Problem) {
-        self.0.borrow_mut().push(problem);
+        let mut noted = self.0.borrow_mut();
+        if noted.len() < MOST_PROBLEMS {
+            noted.push(problem);
+        }
     }
 
-    pub(super) fn extend(&self, problems: Vec<Problem>) {
-        self.0.borrow_mut().extend(problems);
+    pub(super) fn extend(&self, problems: impl IntoIterator<Item = Problem>) {
+        let mut noted = self.0.borrow_mut();
+        let room = MOST_PROBLEMS - noted.len();
+        noted.extend(problems.into_iter().take(room));
     }
 
     pub(super) fn into_vec(self) -> Vec<Problem> {
@@ -141,10 +149,9 @@ impl<'a> Fields<'a> {
     pub(super) fn items(&self, name: &str) -> &'a [Node] {
         let Some(entry) = self.entry(name) else { return &[] };
         let Value::Array(items) = &entry.node.value else {
-            let example = if matches!(entry.node.value, Value::Table(_)) {
-                format!("write [[{name}]] with two brackets")
-            } else {
-                format!("write {name} = [...]")
+            let example = match name {
+                "server" => "write [[server]] with two brackets".into(),
+                _ => format!("write {name} = [...]"),
             };
             self.problems.add(type_problem(&entry.node, "an array").help(example));
             return &[];

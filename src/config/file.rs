@@ -14,8 +14,8 @@ use super::source::{Place, Placed, Source};
 use super::tree::Node;
 use super::value::{self, Complaint};
 use super::{
-    Config, Key, MINIMAL, MessageShape, Notice, Places, Server, Tunnel, TunnelKind, tree, validate,
-    wgquick,
+    Config, Key, MINIMAL, MessageShape, Notice, Places, Server, Tunnel, TunnelKind, text, tree,
+    validate, wgquick,
 };
 
 /// What stands for the directory of systemd's credentials (systemd.exec(5)) at the start of a path.
@@ -131,10 +131,7 @@ impl Files {
     fn open_named(&mut self, named: &Placed<PathBuf>) -> Option<Rc<Source>> {
         let path = resolve(named).map_err(|complaint| complaint.at(&named.place));
         let path = self.problems.note(path)?;
-        let source = self.open(&path).map_err(|problem| {
-            let message = format!("named by {}", named.place.location());
-            Problem { message: format!("{} ({message})", problem.message), ..problem }
-        });
+        let source = self.open(&path).map_err(|problem| blame(named, problem));
         self.problems.note(source)
     }
 
@@ -223,6 +220,20 @@ fn name_of(config: &Placed<PathBuf>) -> Result<String, Problem> {
     })
 }
 
+/// Says who named a file that cannot be read.
+fn blame(named: &Placed<PathBuf>, problem: Problem) -> Problem {
+    let path = named.value.to_string_lossy();
+    if text::hide_keys(&path) != path {
+        // A broken key, written where the path of its file belongs, must not be shown as a path.
+        return Problem {
+            help: None,
+            ..named.place.problem(format!("that file: {}", problem.message))
+        };
+    }
+    let message = format!("{} (named by {})", problem.message, named.place.location());
+    Problem { message, ..problem }
+}
+
 fn either<T>(ours: &mut Option<Placed<T>>, wg: Option<Placed<T>>, problems: &Problems) {
     refuse_both(ours.as_ref(), wg.as_ref(), problems);
     if ours.is_none() {
@@ -281,10 +292,10 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
 fn places(root: &Node, draft: &Draft) -> Places {
     let mut known = BTreeMap::new();
     root.each_place(&mut |place: &Place| {
-        known.insert(place.key.clone(), place.location());
+        known.insert(place.key.clone(), place.line());
     });
     let mut add = |key: String, place: &Place| {
-        known.insert(key, place.location());
+        known.insert(key, place.line());
     };
     if let Some(addresses) = &draft.tunnel.addresses {
         add("tunnel.addresses".into(), &addresses.place);

@@ -71,7 +71,7 @@ pub struct Config {
 }
 
 /// Where the values of a [`Config`] stand: for messages.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Places {
     main: Location,
     known: BTreeMap<String, Location>,

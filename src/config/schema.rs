@@ -66,11 +66,11 @@ const SECRETS: &[&str] = &["PrivateKey", "PresharedKey"];
 pub(super) fn may_name_a_secret(name: &str) -> bool {
     let name = name.trim_matches('"').rsplit('.').next().unwrap_or(name);
     let is = |known: &&str| known.eq_ignore_ascii_case(name);
-    if SECRETS.iter().any(|known| is(&known)) {
+    if SECRETS.iter().any(is) {
         return true;
     }
     let tables = TABLES.iter().flat_map(|(_, keys)| keys.iter());
-    if tables.chain(WG_INTERFACE).chain(WG_PEER).chain(INBOUND).any(|known| is(known)) {
+    if tables.chain(WG_INTERFACE).chain(WG_PEER).chain(INBOUND).any(is) {
         return false;
     }
     let lower = name.to_ascii_lowercase();

@@ -26,6 +26,8 @@ const STICKY: u32 = 0o1000;
 pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) text: Zeroizing<String>,
+    /// Where each line begins.
+    lines: Vec<usize>,
     mode: u32,
 }
 
@@ -48,8 +50,10 @@ impl Source {
         let Some(text) = text else {
             return Err(fail("not a text file (not UTF-8, or with zero bytes)".into()));
         };
+        let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
         Ok(Rc::new(Source {
             path: path.to_owned(),
+            lines: std::iter::once(0).chain(after_newlines).collect(),
             text: Zeroizing::new(text.to_owned()),
             mode: metadata.mode(),
         }))
@@ -64,6 +68,12 @@ impl Source {
             format!("holds a key but others may read it (mode {:04o})", self.mode & 0o7777);
         Err(Problem::of_file(&self.path, message)
             .help(format!("chmod 600 {}", text::printable(&self.path.to_string_lossy()))))
+    }
+
+    /// The number of the line that holds a byte, from 1, and where the line begins.
+    fn line_at(&self, byte: usize) -> (usize, usize) {
+        let number = self.lines.partition_point(|&start| start <= byte).max(1);
+        (number, self.lines[number - 1])
     }
 
     /// A path that this file names: absolute, or relative to the directory of this file.
@@ -89,8 +99,8 @@ impl Place {
     /// A byte range of the file; one that does not lie on character boundaries is moved there.
     pub(super) fn new(source: &Rc<Source>, span: Range<usize>, key: impl Into<String>) -> Self {
         let text = &source.text;
-        let start = text.floor_char_boundary_at(span.start);
-        let end = text.floor_char_boundary_at(span.end).max(start);
+        let start = boundary(text, span.start);
+        let end = boundary(text, span.end).max(start);
         Place { source: Rc::clone(source), span: Some(start..end), key: key.into() }
     }
 
@@ -104,26 +114,29 @@ impl Place {
     }
 
     pub(super) fn location(&self) -> Location {
-        let file = self.source.path.clone();
-        let Some(span) = &self.span else { return Location::file(file) };
-        let before = &self.source.text[..span.start];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let Some(span) = &self.span else { return self.line() };
+        let (_, start) = self.source.line_at(span.start);
+        let column = self.source.text[start..span.start].chars().count() + 1;
+        Location { column: u32::try_from(column).ok(), ..self.line() }
+    }
+
+    /// The location without its column, which takes time on a long line.
+    pub(super) fn line(&self) -> Location {
+        let line = self.span.as_ref().map(|span| self.source.line_at(span.start).0);
         Location {
-            file,
-            line: Some(before.matches('\n').count() + 1),
-            column: Some(before[line_start..].chars().count() + 1),
+            line: line.and_then(|line| u32::try_from(line).ok()),
+            ..Location::file(&self.source.path)
         }
     }
 
     pub(super) fn problem(&self, message: impl Into<String>) -> Problem {
         let excerpt = self.span.clone().map(|span| {
             let text = &self.source.text;
-            let start = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
+            let (_, start) = self.source.line_at(span.start);
             let end = text[span.start..].find('\n').map_or(text.len(), |end| span.start + end);
             let line = text[start..end].trim_end_matches('\r');
-            let limit = line.len();
-            let marked = (span.start - start).min(limit)..(span.end - start).min(limit);
-            text::excerpt(line, marked)
+            let limit = |at: usize| (at - start).min(line.len());
+            Box::new(text::excerpt(line, limit(span.start)..limit(span.end)))
         });
         Problem {
             location: self.location(),
@@ -142,15 +155,9 @@ pub(super) struct Placed<T> {
     pub(super) place: Place,
 }
 
-trait CharBoundary {
-    /// The last character boundary at or before `index`.
-    fn floor_char_boundary_at(&self, index: usize) -> usize;
-}
-
-impl CharBoundary for str {
-    fn floor_char_boundary_at(&self, index: usize) -> usize {
-        (0..=index.min(self.len())).rev().find(|&at| self.is_char_boundary(at)).unwrap_or(0)
-    }
+/// The last character boundary at or before `index`.
+fn boundary(text: &str, index: usize) -> usize {
+    (0..=index.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
 fn open_checked(path: &Path) -> Result<(File, Metadata), Problem> {

@@ -10,6 +10,9 @@ use super::error::Problem;
 use super::source::{Place, Source};
 use super::text;
 
+/// More than these are not reported for one file: the first ones explain the others.
+const MOST_SYNTAX_ERRORS: usize = 5;
+
 /// A value and the place where it stands.
 #[derive(Clone)]
 pub(super) struct Node {
@@ -71,11 +74,12 @@ impl Node {
 /// Reads one file.
 ///
 /// # Errors
-/// Every syntax error.
+/// The first syntax errors.
 pub(super) fn parse(source: &Rc<Source>) -> Result<Node, Vec<Problem>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
-        return Err(errors.iter().map(|error| syntax_problem(source, error)).collect());
+        let shown = errors.iter().take(MOST_SYNTAX_ERRORS);
+        return Err(shown.map(|error| syntax_problem(source, error)).collect());
     }
     let value = Value::Table(read_table(source, table.get_ref(), ""));
     Ok(Node { value, place: Place::file(source) })
@@ -108,7 +112,7 @@ fn read_node(source: &Rc<Source>, value: &DeValue<'_>, span: Range<usize>, path:
     let value = match value {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .map_or(Value::Other("a huge integer"), Value::Integer),
+            .map_or(Value::Other("one beyond 64 bits"), Value::Integer),
         DeValue::Float(_) => Value::Other("a fraction"),
         DeValue::Boolean(value) => Value::Boolean(*value),
         DeValue::Datetime(_) => Value::Other("a date"),

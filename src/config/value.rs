@@ -38,9 +38,8 @@ impl Complaint {
 /// An address without a zone that is not an IPv4 address in IPv6 clothes.
 fn address(text: &str) -> Result<IpAddr, Complaint> {
     if text.contains('%') {
-        let plain = text.split('%').next().unwrap_or_default();
         return Err(Complaint::new(format!("{} has a zone, which is not supported", quote(text)))
-            .help(format!("write {plain} if that address is meant on every link")));
+            .help("write an address that does not depend on the link"));
     }
     let address: IpAddr = text.parse().map_err(|_| not_an_address(text))?;
     not_mapped(address)?;
@@ -63,7 +62,7 @@ fn not_mapped(address: IpAddr) -> Result<(), Complaint> {
     let IpAddr::V6(v6) = address else { return Ok(()) };
     v6.to_ipv4_mapped().map_or(Ok(()), |v4| {
         Err(Complaint::new(format!("{v6} is an IPv4 address in IPv6 form"))
-            .help(format!("write {v4}")))
+            .help(format!("write it as IPv4: {v4}")))
     })
 }
 
@@ -86,7 +85,7 @@ fn names_are_not_looked_up(name: &str) -> String {
 fn not_a_host(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("the unspecified address"),
-        _ if address.is_loopback() => Some("a loopback address: this machine itself"),
+        _ if address.is_loopback() => Some("a loopback address"),
         _ if address.is_multicast() => Some("a multicast address"),
         IpAddr::V4(Ipv4Addr::BROADCAST) => Some("the broadcast address"),
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of \"this network\" (RFC 1122)"),
@@ -97,7 +96,7 @@ fn not_a_host(address: IpAddr) -> Option<&'static str> {
 
 fn host(address: IpAddr) -> Result<IpAddr, Complaint> {
     not_a_host(address).map_or(Ok(address), |reason| {
-        Err(Complaint::new(format!("{address} is {reason}, not that of another machine")))
+        Err(Complaint::new(format!("{address} is {reason}, which cannot be used here")))
     })
 }
 
@@ -182,7 +181,7 @@ pub(super) fn local_network(text: &str) -> Result<IpNet, Complaint> {
     };
     match special.iter().find(overlaps) {
         Some(special) => Err(Complaint::new(format!(
-            "{network} overlaps {special}, which is loopback, multicast or reserved"
+            "{network} is no local network: {special} is loopback, multicast or reserved"
         ))),
         None => Ok(network),
     }
@@ -242,8 +241,11 @@ pub(super) fn link_name(text: &str) -> Result<String, Complaint> {
     link_characters(text, text)?;
     // "all" and "default" are no links in /proc/sys/net/*/conf.
     if matches!(text, "." | ".." | "lo" | "all" | "default") {
-        return Err(Complaint::new(format!("{} cannot be the name of the tunnel", quote(text)))
-            .help("e.g. \"wg0\""));
+        return Err(Complaint::new(format!(
+            "{} cannot be used as the name of a link here",
+            quote(text)
+        ))
+        .help("e.g. \"wg0\""));
     }
     Ok(text.to_owned())
 }
@@ -344,7 +346,7 @@ mod tests {
             ("198.51.100.7:+1", "is not a port"),
             ("198.51.100.7:", "is not a port"),
             ("vpn.example.org:51820", "getent ahosts vpn.example.org"),
-            ("[::ffff:198.51.100.7]:51820", "write 198.51.100.7"),
+            ("[::ffff:198.51.100.7]:51820", "as IPv4: 198.51.100.7"),
             ("[fe80::1%eth0]:51820", "has a zone"),
             ("[fe80::1]:51820", "link-local"),
             ("[::1]:51820", "loopback"),
@@ -355,7 +357,7 @@ mod tests {
             ("[ff02::1]:51820", "multicast"),
             ("255.255.255.255:51820", "broadcast"),
             ("[198.51.100.7:51820", "is not [ADDRESS]:PORT"),
-            ("198.051.100.7:51820", "is not an IP address"),
+            ("198.051.100.7:51820", "is not ADDRESS:PORT"),
             ("", "has no port"),
             (":", "is not ADDRESS:PORT"),
         ] {
@@ -394,10 +396,10 @@ mod tests {
             ("::/0", "whole Internet"),
             ("128.0.0.0/1", "too large"),
             ("e000::/3", "too large"),
-            ("fe00::/7", "overlaps ff00::/8"),
-            ("127.0.0.0/8", "overlaps"),
-            ("239.0.0.0/8", "overlaps"),
-            ("::/96", "overlaps"),
+            ("fe00::/7", "ff00::/8 is"),
+            ("127.0.0.0/8", "is no local network"),
+            ("239.0.0.0/8", "is no local network"),
+            ("::/96", "is no local network"),
         ] {
             let said = said(local_network(text));
             assert!(said.contains(part), "{text}: {said}");

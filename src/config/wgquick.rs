@@ -117,8 +117,8 @@ fn section(
         "[interface]" => false,
         "[peer]" => true,
         _ => {
-            let problem = place.problem(format!("unknown section {}", quote(text)));
-            return Err(problem.help("write [Interface] or [Peer]"));
+            let problem = place.problem("unknown section");
+            return Err(problem.help("write [Interface] or [Peer], alone on its line"));
         }
     };
     let first = before.iter().find(|section| !section.is_peer && !is_peer);
@@ -148,6 +148,9 @@ fn line_of(
         (schema::WG_INTERFACE, schema::WG_PEER, "[Peer]")
     };
     let name = name.trim_end();
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(whole.problem("not a line of the form \"Key = value\""));
+    }
     let key_place = Place::new(source, span.start..span.start + name.len(), "");
     let find =
         |keys: &[&'static str]| keys.iter().copied().find(|key| key.eq_ignore_ascii_case(name));
