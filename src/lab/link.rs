@@ -63,6 +63,11 @@ impl PacketSocket {
         setsockopt(&self.fd, sockopt::RxqOvfl, &1).during("SO_RXQ_OVFL")
     }
 
+    /// For a socket that only sends: the smallest buffer fills, and later frames cost nothing.
+    pub(super) fn deafen(&self) -> Result<()> {
+        setsockopt(&self.fd, sockopt::RcvBuf, &0).during("SO_RCVBUF")
+    }
+
     pub(super) fn set_timeout(&self, timeout: Duration) -> Result<()> {
         let milliseconds = i64::try_from(timeout.as_millis()).during("a time-out")?;
         let value = TimeVal::milliseconds(milliseconds);

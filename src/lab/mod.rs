@@ -21,6 +21,7 @@ pub mod link;
 pub mod namespaces;
 pub mod services;
 mod topology;
+pub mod traffic;
 pub mod wireguard;
 
 pub use capture::{Capture, Report};
@@ -28,6 +29,7 @@ pub use decoder::{Expectation, Verdict};
 pub use error::{Context, Error, Result};
 pub use host::Host;
 pub use topology::{Lab, VpnServer};
+pub use traffic::Senders;
 pub use wireguard::Wireguard;
 
 /// Entry.

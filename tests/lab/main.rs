@@ -1,10 +1,14 @@
 //! The laboratory itself: what other tests rely on.
 
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use killswitch::lab::addresses::*;
+use killswitch::lab::advertisement::{Advertiser, RaOptions};
+use killswitch::lab::dhcp::{self, DhcpOptions, DhcpServer, Kind, Message};
 use killswitch::lab::harness::{self, Outcome, eventually};
-use killswitch::lab::{Capture, Expectation, Lab};
+use killswitch::lab::traffic::Flood;
+use killswitch::lab::{Capture, Expectation, Lab, Senders, namespaces};
 
 fn ping(lab: &Lab, address: &str) -> killswitch::lab::Result<()> {
     lab.client.command("ping", &["-c1", "-W10", address]).map(drop)
@@ -64,6 +68,112 @@ fn a_capture_sees_what_leaves() -> Outcome {
     Ok(())
 }
 
+/// One exchange from the client's port 68.
+fn ask(lab: &Lab, kind: Kind, client: Ipv4Addr, to: Ipv4Addr) -> killswitch::lab::Result<Message> {
+    use killswitch::lab::Context;
+    lab.client
+        .run(|| -> std::io::Result<Message> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 68))?;
+            nix::sys::socket::setsockopt(
+                &socket,
+                nix::sys::socket::sockopt::BindToDevice,
+                &CLIENT_LINK.into(),
+            )?;
+            socket.set_broadcast(true)?;
+            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+            socket.send_to(
+                &dhcp::request(kind, [1, 2, 3, 4], [2, 0, 0, 0, 0, 1], client),
+                (to, 67),
+            )?;
+            let mut buffer = [0; 1500];
+            let (length, _) = socket.recv_from(&mut buffer)?;
+            Message::parse(&buffer[..length])
+                .ok_or_else(|| std::io::Error::other("no DHCP message"))
+        })?
+        .during("DHCP")
+}
+
+fn dhcp_leases_and_renews() -> Outcome {
+    let lab = Lab::new()?;
+    let server = DhcpServer::start(&lab.router, DhcpOptions::default())?;
+    let capture = Capture::start(&lab, Expectation::of(&lab))?;
+    let offer = ask(&lab, Kind::Discover, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)?;
+    assert_eq!((offer.kind, offer.yours), (Kind::Offer, CLIENT_V4));
+    let lease = ask(&lab, Kind::Request, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)?;
+    assert_eq!(lease.kind, Kind::Ack);
+    let renewal = ask(&lab, Kind::Request, CLIENT_V4, ROUTER_V4)?;
+    assert_eq!(renewal.kind, Kind::Ack);
+    assert_eq!(server.heard(), [Kind::Discover, Kind::Request, Kind::Request]);
+    assert_eq!(capture.stop()?.allowed.get("DHCP"), Some(&3));
+    Ok(())
+}
+
+fn router_advertisements_configure_addresses_and_routes() -> Outcome {
+    let lab = Lab::new()?;
+    lab.client.sysctl("net/ipv6/conf/eth0/accept_ra", "1")?;
+    let prefix = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0);
+    let options = RaOptions { prefixes: vec![prefix], ..RaOptions::default() };
+    let _advertiser = Advertiser::start(&lab.router, options)?;
+    eventually("an address of the advertised prefix", || {
+        let addresses = lab.client.command("ip", &["-6", "address", "show", "dev", CLIENT_LINK])?;
+        Ok(addresses.contains("2001:db8:77:"))
+    })?;
+    let routes = lab.client.command("ip", &["-6", "route"])?;
+    if !routes.contains("proto ra") {
+        return Err(format!("no route from the router: {routes}").into());
+    }
+    Ok(())
+}
+
+fn senders_leak_without_a_lock() -> Outcome {
+    let lab = Lab::new()?;
+    let capture = Capture::start(&lab, Expectation::of(&lab))?;
+    let senders = Senders::start(&lab, 1000)?;
+    eventually("every sender that can be answered is", || {
+        let silent = ["packet socket", "clear to a server"];
+        let tallies = senders.tallies();
+        Ok(tallies.len() > 20
+            && tallies.iter().all(|(name, tally)| {
+                tally.attempts > 0 && (tally.replies > 0 || silent.contains(name))
+            }))
+    })
+    .map_err(|error| format!("{error}: {:?}", senders.tallies()))?;
+    drop(senders);
+    let report = capture.stop()?;
+    for what in ["UDP 192.168.1.50 -> 1.1.1.1:53", "not WireGuard's shape", "ICMPv6 type 128"] {
+        if !report.leaked.keys().any(|class| class.contains(what)) {
+            return Err(format!("{what} was not seen: {}", report.summary()).into());
+        }
+    }
+    Ok(())
+}
+
+fn a_flood_is_counted() -> Outcome {
+    let lab = Lab::new()?;
+    let capture = Capture::start(&lab, Expectation::of(&lab))?;
+    let flood = Flood::start(&lab, (INTERNET_V4, 9).into(), Some(CLIENT_LINK))?;
+    std::thread::sleep(Duration::from_secs(1));
+    let flooded = flood.stop()?;
+    let report = capture.stop()?;
+    println!("sent {} seen {} lost {}", flooded.sent, report.leaked_total(), report.lost);
+    if report.leaked_total() < 1000 {
+        return Err(format!("{flooded:?}, seen {}", report.leaked_total()).into());
+    }
+    Ok(())
+}
+
+/// The guard that keeps a mistake from cutting this machine off.
+fn hosts_are_apart_from_the_machine() -> Outcome {
+    let here = namespaces::current()?;
+    let lab = Lab::new()?;
+    let there = lab.client.run(namespaces::current)??;
+    let router = lab.router.run(namespaces::current)??;
+    assert_ne!(here, there);
+    assert_ne!(router, there);
+    assert_eq!(lab.client.command("readlink", &["/proc/self/ns/net"])?.trim(), there);
+    Ok(())
+}
+
 fn main() -> std::process::ExitCode {
     harness::run(&[
         ("everybody_answers", everybody_answers),
@@ -72,5 +182,13 @@ fn main() -> std::process::ExitCode {
             a_tunnel_carries_pings_through_either_server,
         ),
         ("a_capture_sees_what_leaves", a_capture_sees_what_leaves),
+        ("dhcp_leases_and_renews", dhcp_leases_and_renews),
+        (
+            "router_advertisements_configure_addresses_and_routes",
+            router_advertisements_configure_addresses_and_routes,
+        ),
+        ("senders_leak_without_a_lock", senders_leak_without_a_lock),
+        ("a_flood_is_counted", a_flood_is_counted),
+        ("hosts_are_apart_from_the_machine", hosts_are_apart_from_the_machine),
     ])
 }
