@@ -134,7 +134,7 @@ pub(super) fn load_or_strictest(arguments: &Arguments) -> (Option<Config>, Polic
             (Some(config), policy, None)
         }
         Err(error) => {
-            let first = error.problems().next().map(|it| it.to_string()).unwrap_or_default();
+            let first = error.problems().first().map(|it| it.to_string()).unwrap_or_default();
             let line = first.lines().next().unwrap_or_default().to_owned();
             (None, Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
         }

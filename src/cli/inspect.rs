@@ -35,7 +35,7 @@ pub(super) fn check(arguments: &Arguments, options: &File) -> Result<u8, Failure
             },
             Err(error) => Report {
                 valid: false,
-                errors: error.problems().map(ToString::to_string).collect(),
+                errors: error.problems().iter().map(ToString::to_string).collect(),
                 warnings: Vec::new(),
                 notices: Vec::new(),
             },
