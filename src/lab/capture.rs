@@ -64,11 +64,11 @@ impl Report {
         self.leaked.values().sum()
     }
 
-    /// The leaks in words, most frequent first; empty if there is none.
-    pub fn summary(&self) -> String {
+    /// The `most` most frequent leaks in words; empty if there is none.
+    pub fn summary(&self, most: usize) -> String {
         let mut classes: Vec<_> = self.leaked.iter().collect();
         classes.sort_by(|a, b| b.1.cmp(a.1));
-        let words = classes.iter().take(8).map(|(class, count)| format!("{count} x {class}"));
+        let words = classes.iter().take(most).map(|(class, count)| format!("{count} x {class}"));
         words.collect::<Vec<_>>().join("; ")
     }
 

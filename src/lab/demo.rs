@@ -1,5 +1,6 @@
 //! The whole promise, shown: first the leak without the lock, then none with it.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ pub use verdict::{Outcome, Verdicts};
 const RATE: u32 = 1000;
 /// How long each fault is watched.
 const PERIOD: Duration = Duration::from_secs(3);
+/// How long the Internet host may take to read what came before a watched period.
+const SETTLE: Duration = Duration::from_millis(300);
 /// How long answers may take to come (again): machines are noisy.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -234,7 +237,7 @@ impl Demo {
         })
     }
 
-    /// Does something; nothing may leak meanwhile, and nothing is answered either.
+    /// Does something; nothing may leak meanwhile.
     fn silent(&mut self, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<Finding> {
         let watch = Watch::start(self)?;
         act(self)?;
@@ -249,8 +252,13 @@ impl Demo {
         let resumed = self.wait_for_replies()?;
         sleep(Duration::from_secs(1));
         let seen = watch.stop(self)?;
-        let detail = format!("{}; answers after {} ms", seen.words(), resumed.as_millis());
-        Ok(Finding { held: seen.tight(), detail })
+        let detail = format!(
+            "{}; {} reached the Internet through a server, the first answers after {} ms",
+            seen.words(),
+            seen.through_servers,
+            resumed.as_millis()
+        );
+        Ok(Finding { held: seen.tight() && seen.through_servers > 0, detail })
     }
 
     fn wait_for_replies(&self) -> Result<Duration> {
@@ -278,29 +286,36 @@ struct Watch {
 struct Seen {
     report: Report,
     tally: Tally,
-    /// Packets that the Internet got from the client's own addresses: a second witness.
-    heard_from_client: u64,
+    /// What the Internet host got from the client's own addresses: a second witness.
+    in_clear: u64,
+    /// What it got from VPN servers.
+    through_servers: u64,
 }
 
 impl Watch {
     fn start(demo: &Demo) -> Result<Self> {
-        Ok(Watch {
-            capture: Capture::start(&demo.lab, Expectation::of(&demo.lab))?,
-            tally: demo.senders.total(),
-            heard: demo.lab.echo.heard(),
-        })
+        let capture = Capture::start(&demo.lab, Expectation::of(&demo.lab))?;
+        sleep(SETTLE);
+        Ok(Watch { capture, tally: demo.senders.total(), heard: demo.lab.echo.heard() })
     }
 
     fn stop(self, demo: &Demo) -> Result<Seen> {
         let tally = demo.senders.total().since(self.tally);
         let report = self.capture.stop()?;
         let heard = demo.lab.echo.heard();
-        let from_client = |heard: &Heard| -> u64 {
-            let own = [CLIENT_V4.into(), CLIENT_V6.into()];
-            own.iter().filter_map(|address| heard.get(address)).sum()
+        let since = |addresses: &[IpAddr]| -> u64 {
+            let count = |heard: &Heard| -> u64 {
+                addresses.iter().filter_map(|address| heard.get(address)).sum()
+            };
+            count(&heard).saturating_sub(count(&self.heard))
         };
-        let heard_from_client = from_client(&heard).saturating_sub(from_client(&self.heard));
-        Ok(Seen { report, tally, heard_from_client })
+        let servers = [SERVER1_V4.into(), SERVER1_V6.into(), SERVER2_V4.into(), SERVER2_V6.into()];
+        Ok(Seen {
+            report,
+            tally,
+            in_clear: since(&[CLIENT_V4.into(), CLIENT_V6.into()]),
+            through_servers: since(&servers),
+        })
     }
 }
 
@@ -308,7 +323,7 @@ impl Seen {
     fn tight(&self) -> bool {
         self.report.leaked_total() == 0
             && self.report.lost == 0
-            && self.heard_from_client == 0
+            && self.in_clear == 0
             && self.tally.attempts > 0
     }
 
@@ -319,11 +334,14 @@ impl Seen {
             self.tally.replies,
             self.report.leaked_total(),
         );
+        if self.in_clear > 0 {
+            words.push_str(&format!(", {} heard in clear on the Internet", self.in_clear));
+        }
         if self.report.lost > 0 {
             words.push_str(&format!(", {} not captured", self.report.lost));
         }
         if self.report.leaked_total() > 0 {
-            words.push_str(&format!(" ({})", self.report.summary()));
+            words.push_str(&format!(" ({})", self.report.summary(3)));
         }
         words
     }

@@ -112,3 +112,20 @@ impl Verdicts {
         table
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_run_did_not_hold() {
+        let mut verdicts = Verdicts::default();
+        assert!(!verdicts.all_held());
+        verdicts.add("a", "a claim", Instant::now(), true, String::new());
+        assert!(verdicts.all_held());
+        verdicts.skip("b", "another");
+        assert!(!verdicts.all_held());
+        assert_eq!(verdicts.json()["steps"][1]["outcome"], "not-run");
+        assert!(!verdicts.table(false).contains('\x1b'));
+    }
+}
