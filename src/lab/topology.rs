@@ -24,7 +24,7 @@ pub struct Lab {
     pub client_keys: KeyPair,
     /// What the Internet host hears.
     pub echo: Echo,
-    _others: Vec<Echo>,
+    others: Vec<Echo>,
 }
 
 /// A machine that can run a WireGuard server.
@@ -84,17 +84,7 @@ impl Lab {
             VpnServer::new(server2, SERVER2_V4.into(), SERVER2_V6.into())?,
         ];
         let client_keys = KeyPair::generate()?;
-        Ok(Lab {
-            client,
-            router,
-            neighbour,
-            isp,
-            internet,
-            servers,
-            client_keys,
-            echo,
-            _others: others,
-        })
+        Ok(Lab { client, router, neighbour, isp, internet, servers, client_keys, echo, others })
     }
 
     /// Starts server 0 or 1, if it is not running.
@@ -163,6 +153,14 @@ impl Lab {
             )?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // All at once, instead of one after the other.
+        self.echo.request_stop();
+        self.others.iter().for_each(Echo::request_stop);
     }
 }
 

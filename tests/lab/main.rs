@@ -37,7 +37,7 @@ fn a_tunnel_carries_pings_through_either_server() -> Outcome {
         ping(&lab, "2606:4700:4700::1111")?;
         let report = capture.stop()?;
         if report.leaked.keys().any(|class| class.contains("1.1.1.1")) {
-            return Err(report.summary().into());
+            return Err(report.summary(20).into());
         }
         if !report.allowed.contains_key("WireGuard to a server") {
             return Err("no WireGuard message was seen".into());
@@ -142,7 +142,7 @@ fn senders_leak_without_a_lock() -> Outcome {
     let report = capture.stop()?;
     for what in ["UDP 192.168.1.50 -> 1.1.1.1:53", "not WireGuard's shape", "ICMPv6 type 128"] {
         if !report.leaked.keys().any(|class| class.contains(what)) {
-            return Err(format!("{what} was not seen: {}", report.summary()).into());
+            return Err(format!("{what} was not seen: {}", report.summary(20)).into());
         }
     }
     Ok(())
@@ -174,6 +174,21 @@ fn hosts_are_apart_from_the_machine() -> Outcome {
     Ok(())
 }
 
+fn nothing_outlives_a_laboratory() -> Outcome {
+    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    let before = threads()?;
+    let mut lab = Lab::new()?;
+    lab.start_server(0)?;
+    let (tunnel, senders) = (lab.client_tunnel(0)?, Senders::start(&lab, 100)?);
+    let capture = Capture::start(&lab, Expectation::of(&lab))?;
+    if threads()? <= before {
+        return Err("no thread was seen".into());
+    }
+    drop((tunnel, senders, capture, lab));
+    assert_eq!(threads()?, before);
+    Ok(())
+}
+
 fn main() -> std::process::ExitCode {
     harness::run(&[
         ("everybody_answers", everybody_answers),
@@ -189,6 +204,7 @@ fn main() -> std::process::ExitCode {
         ),
         ("senders_leak_without_a_lock", senders_leak_without_a_lock),
         ("a_flood_is_counted", a_flood_is_counted),
+        ("nothing_outlives_a_laboratory", nothing_outlives_a_laboratory),
         ("hosts_are_apart_from_the_machine", hosts_are_apart_from_the_machine),
     ])
 }
