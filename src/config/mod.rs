@@ -3,26 +3,50 @@
 //! [`load`] reads strictly: an unknown key, a loose file mode or a value that cannot be meant is an
 //! [`Error`] that says what, where, and what to do next. What is legal but unwise is a warning of
 //! [`check`].
+//!
+//! The way of the data:
+//!
+//! ```text
+//! source (safe files) -> tree (TOML, merged) -> draft (values) -> validate -> Config
+//!                   \-> wgquick ---------------/
+//! ```
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 pub mod check;
+mod draft;
 mod error;
+mod fields;
 mod file;
+mod schema;
 mod secret;
+mod source;
+mod text;
+mod tree;
+mod validate;
+mod value;
 mod wgquick;
 
-pub use error::{Error, Location};
-pub use secret::{Key, PublicKey};
+pub use error::{Error, Excerpt, Location, Problem};
+pub use secret::{Key, KeyError, PublicKey};
 
 /// Where the configuration is read from unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/killswitch.toml";
 
 /// The firewall mark of the tunnel's outer packets unless configured: "ks" in ASCII.
 pub const DEFAULT_MARK: u32 = 0x6b73;
+
+/// The shortest configuration that works.
+pub const MINIMAL: &str = "[tunnel]\nconfig = \"/etc/wireguard/wg0.conf\"";
+
+const SMALLEST_MTU: u16 = 576;
+/// RFC 8200, section 5.
+const SMALLEST_MTU_V6: u16 = 1280;
+const MTU_RANGE: std::ops::RangeInclusive<i64> = SMALLEST_MTU as i64..=u16::MAX as i64;
 
 /// A whole, valid configuration.
 #[derive(Debug, Clone)]
@@ -42,6 +66,30 @@ pub struct Config {
     /// What was read but does not take effect (e.g. `PostUp` lines of a wg-quick file), each with
     /// its place.
     pub notices: Vec<Notice>,
+    /// Where the values stand.
+    pub places: Places,
+}
+
+/// Where the values of a [`Config`] stand: for messages.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    main: Location,
+    known: BTreeMap<String, Location>,
+}
+
+impl Places {
+    /// The place of a key such as `allow.lan[1]`; of the table or array around it if the key is not
+    /// written, or else the file as a whole.
+    pub fn of(&self, key: &str) -> Location {
+        let mut key = key;
+        while !key.is_empty() {
+            if let Some(location) = self.known.get(key) {
+                return location.clone();
+            }
+            key = &key[..key.rfind(['.', '[']).unwrap_or(0)];
+        }
+        self.main.clone()
+    }
 }
 
 /// Something in a file that a person should know of, though nothing is wrong.
@@ -188,6 +236,16 @@ pub enum LinkPattern {
     Prefix(String),
 }
 
+impl LinkPattern {
+    /// Whether a link of this name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            LinkPattern::Exact(exact) => name == exact,
+            LinkPattern::Prefix(start) => name.starts_with(start),
+        }
+    }
+}
+
 /// `[forward]`: what happens to packets of containers, guests and LAN clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
@@ -206,11 +264,26 @@ pub enum ForwardMode {
 
 /// Reads a configuration with its drop-ins and the files it names.
 ///
-/// Drop-ins are `*.toml` in the directory that has the file's name with `.d` for `.toml`
-/// (`/etc/killswitch.d/`), in byte order of their names.
+/// **Drop-ins** are `*.toml` in the directory that has the file's name with `.d` for `.toml`
+/// (`/etc/killswitch.d/`), in byte order of their names; names that begin with a dot are skipped.
+/// Each is laid over what came before: tables are joined key by key and the later value of a key
+/// wins, an array as a whole. Only `[[server]]` adds up: a drop-in's servers come after those
+/// before. A server name in two places is an error.
+///
+/// **A wg-quick file** named by `tunnel.config` gives the interface its name unless
+/// `tunnel.interface` does, and its peers come before every `[[server]]`. A key that both give is
+/// an error.
+///
+/// **Files**, every one of them, must be regular files of root's that nobody else can write to, in
+/// a directory of root's that nobody else can write to (unless it is sticky), not symbolic links,
+/// at most 1 MiB of text. A file that holds a key must not be readable by others. Relative paths
+/// start at the directory of the file that names them; `${CREDENTIALS_DIRECTORY}/` at the start of
+/// a path is systemd's directory of credentials.
 ///
 /// # Errors
 /// Everything that keeps it from being used, with file, line, key, offending text and a suggestion.
+/// Unknown keys and bad values are reported all at once; what contradicts something else, once
+/// every value is good by itself.
 pub fn load(path: &Path) -> Result<Config, Error> {
     file::load(path)
 }

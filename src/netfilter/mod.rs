@@ -1,1 +1,73 @@
-//! The nftables edge.
+//! The nftables edge: puts our tables into the kernel in one transaction each, and reads them back.
+
+use std::io;
+
+pub mod batch;
+mod egress;
+pub mod live;
+pub mod message;
+mod plain;
+mod replace;
+
+pub use batch::Refusal;
+pub use egress::{Guard, apply_guard, guarded, references};
+pub use live::{Counted, LiveTable};
+pub use replace::{Applied, apply, remove};
+
+/// Why a table could not be put into the kernel; what was there before is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no nf_tables.
+    #[error("the kernel has no nf_tables: {0}; load the module with `modprobe nf_tables`")]
+    Missing(io::Error),
+    /// The caller lacks CAP_NET_ADMIN.
+    #[error("not permitted to change the firewall; run as root")]
+    NotPermitted,
+    /// Another process owns the table.
+    #[error(
+        "table {family} killswitch is owned by the netlink port {port}; \
+         release it first: `systemctl clean --what=fdstore killswitch.service`"
+    )]
+    Owned {
+        /// Which table.
+        family: crate::ruleset::Family,
+        /// The owner's netlink port: the process id of its creator, as a rule.
+        port: u32,
+    },
+    /// Other programs changed the ruleset again and again meanwhile.
+    #[error("other programs keep changing the firewall; tried {0} times")]
+    Busy(u32),
+    /// The kernel refused these messages.
+    #[error("the kernel refused {}", describe(.0))]
+    Refused(Vec<(String, crate::netlink::Failure)>),
+    /// The netlink socket failed.
+    #[error("netlink: {0}")]
+    Socket(io::Error),
+    /// The kernel took it, but what it holds is something else.
+    #[error("table {0} killswitch does not read back as it was written")]
+    NotAsWritten(crate::ruleset::Family),
+}
+
+fn describe(failures: &[(String, crate::netlink::Failure)]) -> String {
+    /// More would only repeat the cause.
+    const SHOWN: usize = 5;
+    let mut lines: Vec<String> =
+        failures.iter().take(SHOWN).map(|(what, failure)| format!("{what}: {failure}")).collect();
+    if failures.len() > SHOWN {
+        lines.push(format!("and {} more", failures.len() - SHOWN));
+    }
+    lines.join("; ")
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        use nix::errno::Errno;
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM) => Error::NotPermitted,
+            Some(Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL) => {
+                Error::Missing(error)
+            }
+            _ => Error::Socket(error),
+        }
+    }
+}

@@ -3,6 +3,8 @@
 //!
 //! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
 
+mod links;
 mod socket;
 
+pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

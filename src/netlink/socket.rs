@@ -175,7 +175,8 @@ impl Socket {
                     NLMSG_DONE if interrupted => {
                         return Err(io::Error::from(io::ErrorKind::Interrupted));
                     }
-                    NLMSG_DONE => return Ok(answers),
+                    // A dump that fails from the start says so here, not in NLMSG_ERROR.
+                    NLMSG_DONE => return message.done().map(|()| answers),
                     NLMSG_ERROR => {
                         if let Some(Ack { failure: Some(failure), .. }) = message.ack() {
                             return Err(io::Error::from_raw_os_error(failure.errno));
@@ -210,6 +211,15 @@ impl AsFd for Socket {
 }
 
 impl Message {
+    /// Reads the error number of NLMSG_DONE.
+    fn done(&self) -> io::Result<()> {
+        let errno = self.payload.get(..4).and_then(|bytes| bytes.try_into().ok());
+        match errno.map_or(0, i32::from_ne_bytes) {
+            0.. => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        }
+    }
+
     /// Reads an NLMSG_ERROR message; `None` for every other kind.
     pub fn ack(&self) -> Option<Ack> {
         if self.kind != NLMSG_ERROR || self.payload.len() < 4 + HEADER {

@@ -1,0 +1,187 @@
+//! The command line, from which help, completions and man pages are made.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A VPN kill switch: while locked, nothing leaves this machine but through the tunnel.
+///
+/// The kernel keeps the promise, not this program: the rules depend on nothing but the
+/// configuration, and nothing but `killswitch unlock` opens them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "killswitch",
+    version,
+    after_help = "First steps:\n  \
+        1. write /etc/killswitch.toml:  [tunnel]\n                                  \
+        config = \"/etc/wireguard/wg0.conf\"\n  \
+        2. killswitch check             is it right?\n  \
+        3. killswitch plan              what would it change?\n  \
+        4. killswitch lock              lock now\n  \
+        5. systemctl enable killswitch  lock at every boot, before the network\n\n\
+        Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
+        See also: killswitch(8), killswitch.toml(5)."
+)]
+pub struct Arguments {
+    /// The configuration; drop-ins are read from the directory of the same name with .d for .toml.
+    #[arg(long, global = true, value_name = "FILE", default_value = crate::config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lock now: nothing leaves but through the tunnel.
+    Lock(Lock),
+    /// Open the lock: everything may leave in clear.
+    Unlock(Unlock),
+    /// Apply the configuration; on an error the old lock stays as it is.
+    Reload(Reload),
+    /// Say what the kernel holds, the daemon dead or alive.
+    ///
+    /// Exit status: 0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or
+    /// cannot tell.
+    Status,
+    /// Validate a configuration; name what is legal but unwise.
+    Check(File),
+    /// Show what a configuration would change, each line marked "tightens" or "loosens".
+    Plan(File),
+    /// Print the compiled ruleset.
+    Rules(Rules),
+    /// Say which rule decides on a packet, and why.
+    ///
+    /// Example: killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53
+    Explain(Explain),
+    /// Show the whole thing in private network namespaces: no root, nothing on this machine touched.
+    Demo,
+    /// Print a completion script for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of `lock`.
+#[derive(Debug, Args)]
+pub struct Lock {
+    /// As the boot unit does: an unusable configuration leads to the strictest lock and a non-zero
+    /// exit status; `lock.at_boot = false` to nothing.
+    #[arg(long)]
+    pub boot: bool,
+    /// Lock even if that cuts off the SSH session it is typed in.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Options of `unlock`.
+#[derive(Debug, Args)]
+pub struct Unlock {
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Options of `reload`.
+#[derive(Debug, Args)]
+pub struct Reload {
+    /// Apply even if that cuts off the SSH session it is typed in.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// A configuration other than `--config`.
+#[derive(Debug, Args)]
+pub struct File {
+    /// The configuration to look at instead of the one in use.
+    pub file: Option<PathBuf>,
+}
+
+/// Options of `rules`.
+#[derive(Debug, Args)]
+pub struct Rules {
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Nft)]
+    pub format: Format,
+    /// The lock for a configuration that cannot be used, as in nft/lock.nft.
+    #[arg(long)]
+    pub strictest: bool,
+}
+
+/// How `rules` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// As `nft -f` reads it.
+    Nft,
+    /// Tables, sets, chains and rules as JSON.
+    Json,
+}
+
+/// A packet in words.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The link it leaves by.
+    #[arg(long, value_name = "LINK")]
+    pub out: Option<String>,
+    /// The link it comes in by; with --out: a packet that passes through.
+    #[arg(long = "in", value_name = "LINK")]
+    pub into: Option<String>,
+    /// Its destination.
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<IpAddr>,
+    /// Its source; by default an address of no interest, or the tunnel's on the tunnel.
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
+    /// Its protocol: tcp, udp, icmp, icmpv6, igmp, or a number.
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
+    pub proto: u8,
+    /// Its destination port.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Its source port.
+    #[arg(long, value_name = "PORT", default_value_t = 40000)]
+    pub sport: u16,
+    /// Its firewall mark.
+    #[arg(long, value_name = "MARK", default_value = "0", value_parser = mark)]
+    pub mark: u32,
+    /// Its ICMP or ICMPv6 type.
+    #[arg(long, value_name = "TYPE")]
+    pub icmp_type: Option<u8>,
+    /// It has the shape of this WireGuard message (1 to 4).
+    #[arg(long, value_name = "TYPE")]
+    pub wireguard: Option<u8>,
+    /// It answers a packet that came in.
+    #[arg(long)]
+    pub reply: bool,
+    /// It is handed to the link past IP: by a packet socket, or by a bridge.
+    #[arg(long)]
+    pub frame: bool,
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "icmp" => Ok(1),
+        "igmp" => Ok(2),
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmpv6" | "ipv6-icmp" => Ok(58),
+        number => number
+            .parse()
+            .map_err(|_| "want tcp, udp, icmp, icmpv6, igmp or a number up to 255".to_owned()),
+    }
+}
+
+fn mark(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "want a number like 27507 or 0x6b73".to_owned())
+}

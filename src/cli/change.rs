@@ -1,0 +1,142 @@
+//! `lock`, `unlock`, `reload`: what changes the kernel.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::args::{Arguments, Lock, Reload, Unlock};
+use super::{BAD_CONFIGURATION, FAILED, Failure, output, ssh};
+use crate::config::{self, Config};
+use crate::lock::{self, Outcome};
+use crate::policy::Policy;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    locked: bool,
+    changed: bool,
+    degraded: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure> {
+    if options.boot {
+        return lock_at_boot(arguments);
+    }
+    apply(arguments, options.yes, "locked")
+}
+
+pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
+    apply(arguments, options.yes, "reloaded").map_err(|failure| Failure {
+        message: format!("{}\nthe lock is as it was", failure.message),
+        ..failure
+    })
+}
+
+fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
+    let config = config::load(&arguments.config)?;
+    let policy = Policy::from_config(&config);
+    if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
+        return Err(Failure::new(FAILED, session.explain()));
+    }
+    let outcome = lock::lock(&policy)?;
+    report(arguments, &outcome, done);
+    Ok(0)
+}
+
+/// At boot nobody can answer and nothing may stay open: what cannot be used leads to the strictest
+/// lock, and says so.
+fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
+    let config = match config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return strictest(arguments, &error),
+    };
+    if !config.lock.at_boot {
+        output::warning("lock.at_boot is false: not locked");
+        return Ok(0);
+    }
+    match lock::lock(&Policy::from_config(&config)) {
+        Ok(outcome) => {
+            report(arguments, &outcome, "locked");
+            Ok(0)
+        }
+        Err(error) => {
+            lock::lock(&Policy::strictest())?;
+            Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves")))
+        }
+    }
+}
+
+fn strictest(arguments: &Arguments, error: &config::Error) -> Result<u8, Failure> {
+    let mut outcome = lock::lock(&Policy::strictest())?;
+    let text = error.to_string();
+    outcome.degraded.insert(0, "the configuration cannot be used; the strictest lock is on".into());
+    if arguments.json {
+        let Outcome { changed, degraded } = &outcome;
+        let report = Report { locked: true, changed: *changed, degraded, error: Some(&text) };
+        output::json(&report);
+    }
+    Err(Failure::new(
+        BAD_CONFIGURATION,
+        format!(
+            "{text}\nthe strictest lock is on: nothing leaves this machine\n\
+             help: mend the file, then `killswitch reload`"
+        ),
+    ))
+}
+
+pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Failure> {
+    if !options.yes && !confirmed()? {
+        return Err(Failure::new(FAILED, "not unlocked"));
+    }
+    let changed = lock::unlock()?;
+    if arguments.json {
+        output::json(&Report { locked: false, changed, degraded: &[], error: None });
+    } else if changed {
+        output::say("unlocked: everything may leave this machine in clear");
+    } else {
+        output::say("there was no lock");
+    }
+    Ok(0)
+}
+
+fn confirmed() -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("unlock asks at a terminal; scripts say `unlock --yes`"));
+    }
+    print!("Open the lock? Everything may then leave in clear. [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
+    let Outcome { changed, degraded } = outcome;
+    if arguments.json {
+        output::json(&Report { locked: true, changed: *changed, degraded, error: None });
+        return;
+    }
+    match changed {
+        true => output::say(done),
+        false => output::say(&format!("{done}: nothing had to be changed")),
+    }
+    for reason in degraded {
+        output::warning(&format!("degraded: {reason}"));
+    }
+}
+
+/// The configuration, or why the strictest policy stands in for it.
+pub(super) fn load_or_strictest(arguments: &Arguments) -> (Option<Config>, Policy, Option<String>) {
+    match config::load(&arguments.config) {
+        Ok(config) => {
+            let policy = Policy::from_config(&config);
+            (Some(config), policy, None)
+        }
+        Err(error) => {
+            let first = error.problems().first().map(|it| it.to_string()).unwrap_or_default();
+            let line = first.lines().next().unwrap_or_default().to_owned();
+            (None, Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How things are said: colour only on terminals, JSON where asked.
+
+use std::io::{IsTerminal, Write};
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+/// A style that is used only on a terminal, and not under `NO_COLOR` (https://no-color.org).
+#[derive(Debug, Clone, Copy)]
+pub enum Style {
+    /// Good.
+    Green,
+    /// To be heeded.
+    Yellow,
+    /// Bad.
+    Red,
+}
+
+/// The text in a style, if standard output takes it.
+pub fn styled(style: Style, text: &str) -> String {
+    paint(style, text, std::io::stdout().is_terminal())
+}
+
+fn paint(style: Style, text: &str, terminal: bool) -> String {
+    let plain = !terminal || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if plain {
+        return text.to_owned();
+    }
+    let code = match style {
+        Style::Green => "32",
+        Style::Yellow => "33",
+        Style::Red => "31",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// An error on standard error.
+pub fn error(message: &str) {
+    let label = paint(Style::Red, "error:", std::io::stderr().is_terminal());
+    say_aside(&format!("{label} {message}"));
+}
+
+/// A warning on standard error.
+pub fn warning(message: &str) {
+    let label = paint(Style::Yellow, "warning:", std::io::stderr().is_terminal());
+    say_aside(&format!("{label} {message}"));
+}
+
+fn say_aside(text: &str) {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A line on standard output; a closed pipe ends nothing.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// One JSON document on standard output.
+pub fn json(value: &impl Serialize) {
+    let text = serde_json::to_string_pretty(value).expect("our documents have string keys");
+    say(&text);
+}
+
+/// A completion script on standard output.
+pub fn completions(shell: clap_complete::Shell) {
+    let mut command = super::args::Arguments::command();
+    clap_complete::generate(shell, &mut command, "killswitch", &mut std::io::stdout());
+}

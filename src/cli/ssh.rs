@@ -1,0 +1,135 @@
+//! Whether a lock would cut off the SSH session in which it is typed.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::policy::Policy;
+use crate::ruleset::model::{Connection, LinkView, Packet, State, Verdict};
+use crate::ruleset::{self, Ruleset};
+
+/// An SSH session: `SSH_CONNECTION` of sshd(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    client: (IpAddr, u16),
+    server: (IpAddr, u16),
+}
+
+/// This process's SSH session, if the policy would cut it off.
+pub fn session_cut_off_by(policy: &Policy) -> Option<Session> {
+    current().filter(|session| !session.survives(policy))
+}
+
+impl Session {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let mut end = || Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?));
+        Some(Session { client: end()?, server: end()? })
+    }
+
+    /// Whether the server's replies may leave.
+    fn survives(&self, policy: &Policy) -> bool {
+        let through_tunnel =
+            policy.tunnel.as_ref().is_some_and(|tunnel| tunnel.addresses.contains(&self.server.0));
+        if self.client.0.is_loopback() || through_tunnel {
+            return true;
+        }
+        let ruleset = Ruleset { inet: ruleset::compile(policy), egress: None };
+        let reply = Packet {
+            ethertype: if self.client.0.is_ipv4() { 0x0800 } else { 0x86dd },
+            source: self.server.0,
+            destination: self.client.0,
+            protocol: 6,
+            ports: Some((self.server.1, self.client.1)),
+            icmp_type: None,
+            hop_limit: 64,
+            payload: Vec::new(),
+            mark: 0,
+            iif: None,
+            oif: Some(LinkView { name: "eth0".into(), kind: None, loopback: false }),
+            to_this_machine: false,
+            connection: Some(Connection {
+                state: State::Established,
+                reply: true,
+                dnat: false,
+                original: (self.server.0, 6, self.server.1),
+            }),
+        };
+        ruleset.judge_sent(&reply).verdict == Verdict::Accept
+    }
+
+    /// What would happen, and what to write so that it does not.
+    pub fn explain(&self) -> String {
+        let (client, port) = (self.client.0, self.server.1);
+        let length = if client.is_ipv4() { 32 } else { 128 };
+        format!(
+            "this would cut off your SSH session from {client}\n\
+             help: allow it in the configuration:\n\
+             \x20     [allow]\n\
+             \x20     inbound = [{{ proto = \"tcp\", port = {port}, from = [\"{client}/{length}\"] }}]\n\
+             \x20     or say --yes to be cut off"
+        )
+    }
+}
+
+/// sudo drops the variable: then an ancestor has it.
+fn current() -> Option<Session> {
+    if let Some(session) =
+        std::env::var("SSH_CONNECTION").ok().and_then(|text| Session::parse(&text))
+    {
+        return Some(session);
+    }
+    let mut process = std::os::unix::process::parent_id();
+    // Deep enough for any shell within sudo within tmux; a cycle is impossible, a limit is cheap.
+    for _ in 0..32 {
+        if process <= 1 {
+            return None;
+        }
+        let folder = Path::new("/proc").join(process.to_string());
+        let environment = std::fs::read(folder.join("environ")).unwrap_or_default();
+        let found = environment
+            .split(|&byte| byte == 0)
+            .filter_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="))
+            .find_map(|value| Session::parse(&String::from_utf8_lossy(value)));
+        if found.is_some() {
+            return found;
+        }
+        process = parent_of(&folder)?;
+    }
+    None
+}
+
+/// The fourth field of /proc/PID/stat, after the name in parentheses (proc(5)).
+fn parent_of(folder: &Path) -> Option<u32> {
+    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Inbound, Protocol};
+
+    fn policy_with(inbound: &[(&str, u16)]) -> Policy {
+        Policy {
+            inbound: inbound
+                .iter()
+                .map(|(net, port)| Inbound {
+                    protocol: Protocol::Tcp,
+                    port: *port,
+                    from: net.parse().expect("a prefix"),
+                })
+                .collect(),
+            ..Policy::strictest()
+        }
+    }
+
+    #[test]
+    fn a_session_survives_only_where_it_is_allowed() {
+        let session = Session::parse("192.168.1.7 50123 192.168.1.2 22").expect("a session");
+        assert!(!session.survives(&policy_with(&[])));
+        assert!(!session.survives(&policy_with(&[("192.168.1.0/24", 2222)])));
+        assert!(!session.survives(&policy_with(&[("192.168.2.0/24", 22)])));
+        assert!(session.survives(&policy_with(&[("192.168.1.0/24", 22)])));
+        assert!(session.explain().contains("from = [\"192.168.1.7/32\"]"));
+    }
+}

@@ -1,0 +1,111 @@
+//! The egress guard: the last gate for all that leaves a link, whichever way it came.
+//!
+//! Where the kernel takes a wildcard (6.18), one chain hooks every link there is or will be.
+//! Elsewhere each present link gets a chain of its own. Proven by a blocked probe, never by
+//! listing: a chain may be listed and hook nothing (threats 39, 42).
+
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket,
+};
+
+use super::{Applied, Error, apply};
+use crate::netlink::{self, Link, Socket};
+use crate::policy::{LinkPattern, Policy};
+use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, guard};
+
+/// How often the guard is tried anew when links vanish meanwhile.
+const TRIES: u32 = 10;
+
+/// What the egress guard covers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Guard {
+    /// Links whose probe was blocked.
+    pub proven: Vec<String>,
+    /// Links that could not be probed, and why (down; not Ethernet).
+    pub unproven: Vec<(String, String)>,
+    /// Links whose probe got through: not guarded.
+    pub open: Vec<String>,
+}
+
+/// Puts the guard on every link and probes each.
+///
+/// # Errors
+/// [`Error`]; [`Error::Refused`] on kernels without egress chains (before 5.16).
+pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Result<Guard, Error> {
+    let mut last = match apply(netfilter, &guard(policy, None)) {
+        Ok(_) => return probe(&guarded(policy, &netlink::links(route)?)),
+        Err(error @ Error::Refused(_)) => error,
+        Err(error) => return Err(error),
+    };
+    for _ in 0..TRIES {
+        let links = guarded(policy, &netlink::links(route)?);
+        match apply(netfilter, &guard(policy, Some(&references(&links)))) {
+            Ok(Applied::Changed | Applied::Unchanged) => return probe(&links),
+            Err(error @ Error::Refused(_)) => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+/// The links that must have the guard: all but loopback, the tunnel, and internal bridges.
+pub fn guarded(policy: &Policy, links: &[Link]) -> Vec<Link> {
+    links.iter().filter(|link| !link.loopback && !is_exempt(policy, link)).cloned().collect()
+}
+
+/// What `guard` calls these links.
+pub fn references(links: &[Link]) -> Vec<LinkRef> {
+    links.iter().map(|link| LinkRef { index: link.index, name: link.name.clone() }).collect()
+}
+
+fn is_exempt(policy: &Policy, link: &Link) -> bool {
+    let Some(kind) = link.kind.as_deref() else { return false };
+    let is_tunnel = policy
+        .tunnel
+        .as_ref()
+        .is_some_and(|tunnel| tunnel.interface == link.name && tunnel.kinds.contains(kind));
+    let named = |patterns: &std::collections::BTreeSet<LinkPattern>| {
+        patterns.iter().any(|pattern| pattern.matches(&link.name))
+    };
+    is_tunnel
+        || (kind == "bridge" && named(&policy.internal))
+        || (matches!(kind, "veth" | "tun") && named(&policy.internal_ports))
+}
+
+/// Sends each link an empty frame to itself that the guard must refuse with ENOBUFS.
+fn probe(links: &[Link]) -> Result<Guard, Error> {
+    let addresses: Vec<(String, LinkAddr)> = nix::ifaddrs::getifaddrs()
+        .map_err(std::io::Error::from)?
+        .filter_map(|it| Some((it.interface_name, *it.address?.as_link_addr()?)))
+        .collect();
+    let sender =
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)
+            .map_err(std::io::Error::from)?;
+    let mut guard = Guard::default();
+    for link in links {
+        let address = addresses.iter().find(|(name, _)| *name == link.name).map(|(_, it)| it);
+        let Some(address) = address.filter(|_| link.ethernet) else {
+            guard.unproven.push((link.name.clone(), "not an ethernet link".into()));
+            continue;
+        };
+        let frame = probe_frame(address.addr().unwrap_or_default());
+        match sendto(sender.as_raw_fd(), &frame, address, MsgFlags::empty()) {
+            Err(Errno::ENOBUFS) => guard.proven.push(link.name.clone()),
+            Err(error) => guard.unproven.push((link.name.clone(), error.desc().to_lowercase())),
+            Ok(_) => guard.open.push(link.name.clone()),
+        }
+    }
+    Ok(guard)
+}
+
+/// From the link to itself, of the EtherType for local experiments, without content.
+fn probe_frame(address: [u8; 6]) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].copy_from_slice(&address);
+    frame[6..12].copy_from_slice(&address);
+    frame[12..14].copy_from_slice(&PROBE_ETHERTYPE.to_be_bytes());
+    frame
+}

@@ -1,0 +1,479 @@
+//! Reads our tables back from the kernel, with a decoder of our own.
+//!
+//! What it does not know it keeps as [`Expression::Foreign`], which equals nothing of ours: an
+//! unknown thing in the table is never taken for intact.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::batch::push;
+use super::message::{Request, SET_CONCAT, SET_INTERVAL, Writer, kind};
+use crate::netlink::{Attributes, Message, Socket};
+use crate::ruleset::expression::{self, Expression};
+use crate::ruleset::{
+    Base, Chain, ChainKind, ChainPolicy, Devices, Element, Family, Hook, Set, TABLE, Table,
+    ValueKind,
+};
+
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_ACK: u16 = 4;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// NFT_TABLE_F_DORMANT.
+pub const DORMANT: u32 = 1;
+/// NFT_TABLE_F_OWNER: only the socket that set it may change the table.
+pub const OWNER: u32 = 2;
+/// NFT_TABLE_F_PERSIST (kernel 6.9, include/uapi/linux/netfilter/nf_tables.h): the table outlives
+/// its owner. A literal, since older build hosts' headers lack it.
+pub const PERSIST: u32 = 4;
+
+/// One of our tables as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LiveTable {
+    /// NFT_TABLE_F_*.
+    pub flags: u32,
+    /// Port of the socket that owns it.
+    pub owner: Option<u32>,
+    /// By name.
+    pub chains: BTreeMap<String, LiveChain>,
+    /// By name.
+    pub sets: BTreeMap<String, LiveSet>,
+}
+
+/// A chain as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LiveChain {
+    /// Where it hooks in; `None`: only jumped to.
+    pub base: Option<LiveBase>,
+    /// In order of evaluation.
+    pub rules: Vec<LiveRule>,
+}
+
+/// See [`Base`]; numbers as the kernel says them, since a foreign chain may hold any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as in Base")]
+pub struct LiveBase {
+    pub kind: String,
+    pub hook: u32,
+    pub priority: i32,
+    pub policy: u32,
+    pub devices: Vec<String>,
+    pub every_device: bool,
+}
+
+/// A rule as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveRule {
+    /// What it does.
+    pub expressions: Vec<Expression>,
+    /// Its comment.
+    pub comment: String,
+    /// What its counter has seen.
+    pub counted: Option<Counted>,
+}
+
+/// A counter's reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A set as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveSet {
+    /// nft's number for its key.
+    pub key_type: u32,
+    /// Key length in bytes.
+    pub key_length: u32,
+    /// NFT_SET_*.
+    pub flags: u32,
+    /// Sorted.
+    pub elements: Vec<Element>,
+}
+
+impl LiveTable {
+    /// Whether it is what was compiled, rule for rule and element for element, and awake.
+    pub fn equals(&self, table: &Table) -> bool {
+        self.flags & DORMANT == 0
+            && self.chains.len() == table.chains.len()
+            && self.sets.len() == table.sets.len()
+            && table.chains.iter().all(|chain| self.has_chain(chain))
+            && table.sets.iter().all(|set| {
+                self.sets
+                    .get(&set.name)
+                    .is_some_and(|live| live.is_defined_as(set) && live.elements == set.elements)
+            })
+    }
+
+    /// Whether the chain is there exactly so.
+    pub fn has_chain(&self, chain: &Chain) -> bool {
+        self.chains.get(&chain.name).is_some_and(|live| live.hooks_as(chain) && live.holds(chain))
+    }
+}
+
+impl LiveChain {
+    /// Whether it hooks in where the compiled one does.
+    pub fn hooks_as(&self, chain: &Chain) -> bool {
+        self.base == chain.base.as_ref().map(LiveBase::from)
+    }
+
+    fn holds(&self, chain: &Chain) -> bool {
+        self.rules.len() == chain.rules.len()
+            && self.rules.iter().zip(&chain.rules).all(|(live, rule)| {
+                live.comment == rule.comment && live.expressions == expression::lower(rule)
+            })
+    }
+}
+
+impl From<&Base> for LiveBase {
+    fn from(base: &Base) -> Self {
+        LiveBase {
+            kind: super::message::kind_name(base.kind).into(),
+            hook: base.hook.number(),
+            priority: base.priority,
+            policy: match base.policy {
+                ChainPolicy::Accept => 1,
+                ChainPolicy::Drop => 0,
+            },
+            devices: match &base.devices {
+                Devices::Named(names) => names.clone(),
+                Devices::None | Devices::Every => Vec::new(),
+            },
+            every_device: base.devices == Devices::Every,
+        }
+    }
+}
+
+impl LiveBase {
+    /// In the compiled table's words; `None` where no chain of ours is so.
+    pub fn raise(&self, family: Family) -> Option<Base> {
+        let hooks = match family {
+            Family::Netdev => &[Hook::Egress][..],
+            Family::Inet => {
+                &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
+            }
+        };
+        Some(Base {
+            kind: [ChainKind::Filter, ChainKind::Nat]
+                .into_iter()
+                .find(|&kind| super::message::kind_name(kind) == self.kind)?,
+            hook: *hooks.iter().find(|hook| hook.number() == self.hook)?,
+            priority: self.priority,
+            policy: if self.policy == 0 { ChainPolicy::Drop } else { ChainPolicy::Accept },
+            devices: match (self.every_device, self.devices.is_empty()) {
+                (true, _) => Devices::Every,
+                (false, true) => Devices::None,
+                (false, false) => Devices::Named(self.devices.clone()),
+            },
+        })
+    }
+}
+
+impl LiveSet {
+    /// Whether key and flags are the compiled ones.
+    pub fn is_defined_as(&self, set: &Set) -> bool {
+        self.key_type == super::message::set_type(set)
+            && self.key_length == super::message::key_length(set)
+            && self.flags == super::message::set_flags(set)
+    }
+
+    /// In the compiled table's words; `None` where no set of ours is so.
+    pub fn raise(&self, name: &str) -> Option<Set> {
+        let mut key = Vec::new();
+        let mut rest = self.key_type;
+        while rest != 0 {
+            key.insert(0, ValueKind::from_set_type(rest & 0x3f)?);
+            rest >>= 6;
+        }
+        Some(Set {
+            name: name.into(),
+            key,
+            interval: self.flags & SET_INTERVAL != 0,
+            elements: self.elements.clone(),
+        })
+    }
+}
+
+/// The ruleset's generation: it grows with every transaction of any program.
+///
+/// # Errors
+/// The kernel's refusal; EINVAL or EOPNOTSUPP: no nf_tables.
+pub fn generation(socket: &Socket) -> io::Result<u32> {
+    ask(socket, kind::GETGEN, Family::Inet, 0, &[])?;
+    for message in socket.receive()? {
+        if let Some(failure) = message.ack().and_then(|ack| ack.failure) {
+            return Err(io::Error::from_raw_os_error(failure.errno));
+        }
+        if let Some(id) = attributes(&message).get(&1).copied().and_then(number) {
+            return Ok(id);
+        }
+    }
+    Err(io::Error::other("the kernel did not say the ruleset's generation"))
+}
+
+/// Reads one of our tables; `None`: there is none.
+///
+/// # Errors
+/// The kernel's refusal; EINTR: the ruleset changed meanwhile, read again.
+pub fn read(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
+    let Some(mut table) = read_table(socket, family)? else { return Ok(None) };
+    for message in dump(socket, kind::GETCHAIN, family, None)? {
+        read_chain(&mut table, &message);
+    }
+    for message in dump(socket, kind::GETRULE, family, None)? {
+        read_rule(&mut table, &message);
+    }
+    for message in dump(socket, kind::GETSET, family, None)? {
+        read_set(&mut table, &message);
+    }
+    for (name, set) in &mut table.sets {
+        let mut elements = Vec::new();
+        for message in dump(socket, kind::GETSETELEM, family, Some(name))? {
+            read_elements(&mut elements, &message);
+        }
+        set.elements = join_ranges(elements, set.flags);
+    }
+    Ok(Some(table))
+}
+
+fn read_table(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
+    let mut body = Writer::default();
+    body.text(1, TABLE);
+    ask(socket, kind::GETTABLE, family, 0, &body.finish())?;
+    for message in socket.receive()? {
+        if let Some(failure) = message.ack().and_then(|ack| ack.failure) {
+            return match failure.errno {
+                libc_enoent if libc_enoent == nix::errno::Errno::ENOENT as i32 => Ok(None),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            };
+        }
+        let found = attributes(&message);
+        return Ok(Some(LiveTable {
+            flags: found.get(&2).copied().and_then(number).unwrap_or_default(),
+            owner: found.get(&7).copied().and_then(number),
+            ..LiveTable::default()
+        }));
+    }
+    Err(io::Error::other("no answer from the kernel"))
+}
+
+fn read_chain(table: &mut LiveTable, message: &Message) {
+    let found = attributes(message);
+    let Some(name) = found.get(&3).copied().map(text) else { return };
+    let base = found.get(&4).map(|hook| {
+        let hook: BTreeMap<u16, &[u8]> = Attributes(hook).collect();
+        let mut base = LiveBase {
+            kind: found.get(&7).copied().map(text).unwrap_or_default(),
+            hook: hook.get(&1).copied().and_then(number).unwrap_or(u32::MAX),
+            priority: hook.get(&2).copied().and_then(number).unwrap_or_default() as i32,
+            policy: found.get(&5).copied().and_then(number).unwrap_or(1),
+            devices: Vec::new(),
+            every_device: false,
+        };
+        let single = hook.get(&3).map(|name| text(name));
+        for (kind, value) in hook.get(&4).map(|list| Attributes(list)).into_iter().flatten() {
+            match (kind, text(value).as_str()) {
+                (2, "") => base.every_device = true,
+                (2, start) => base.devices.push(format!("{start}*")),
+                (_, name) => base.devices.push(name.to_owned()),
+            }
+        }
+        if let (Some(name), true) = (single, base.devices.is_empty()) {
+            base.devices.push(name);
+        }
+        base
+    });
+    table.chains.insert(name, LiveChain { base, rules: Vec::new() });
+}
+
+fn read_rule(table: &mut LiveTable, message: &Message) {
+    let found = attributes(message);
+    let Some(chain) = found.get(&2).copied().map(text) else { return };
+    let mut rule = LiveRule { expressions: Vec::new(), comment: String::new(), counted: None };
+    for (_, it) in found.get(&4).map(|list| Attributes(list)).into_iter().flatten() {
+        let it: BTreeMap<u16, &[u8]> = Attributes(it).collect();
+        let name = it.get(&1).copied().map(text).unwrap_or_default();
+        let data = it.get(&2).copied().unwrap_or_default();
+        if name == "counter" {
+            rule.counted = Some(counted(data));
+        }
+        rule.expressions.push(
+            decode(&name, data)
+                .unwrap_or_else(|| Expression::Foreign { name: name.clone(), data: data.to_vec() }),
+        );
+    }
+    if let Some(userdata) = found.get(&7) {
+        rule.comment = comment(userdata);
+    }
+    table.chains.entry(chain).or_default().rules.push(rule);
+}
+
+fn read_set(table: &mut LiveTable, message: &Message) {
+    let found = attributes(message);
+    let Some(name) = found.get(&2).copied().map(text) else { return };
+    let at = |kind: u16| found.get(&kind).copied().and_then(number).unwrap_or_default();
+    let set = LiveSet { flags: at(3), key_type: at(4), key_length: at(5), elements: Vec::new() };
+    table.sets.insert(name, set);
+}
+
+/// (key, key end, ends a range)
+type RawElement = (Vec<u8>, Option<Vec<u8>>, bool);
+
+fn read_elements(list: &mut Vec<RawElement>, message: &Message) {
+    for (_, it) in attributes(message).get(&3).map(|list| Attributes(list)).into_iter().flatten() {
+        let it: BTreeMap<u16, &[u8]> = Attributes(it).collect();
+        let key = |kind: u16| it.get(&kind).and_then(|data| data_value(data));
+        let flags = it.get(&3).copied().and_then(number).unwrap_or_default();
+        let ends = flags & super::message::ELEMENT_INTERVAL_END != 0;
+        if let Some(first) = key(1) {
+            list.push((first, key(10), ends));
+        }
+    }
+}
+
+/// The kernel tells a range of a plain set as its start and, apart, where it ends.
+fn join_ranges(mut list: Vec<RawElement>, flags: u32) -> Vec<Element> {
+    let plain_ranges = flags & SET_INTERVAL != 0 && flags & SET_CONCAT == 0;
+    list.sort();
+    let mut elements: Vec<Element> = Vec::new();
+    for (key, last, ends) in list {
+        match (plain_ranges, ends) {
+            (true, true) => {
+                if let Some(open) = elements.last_mut() {
+                    open.last = predecessor(&key);
+                }
+            }
+            (true, false) => {
+                let last = vec![0xff; key.len()];
+                elements.push(Element { first: key, last });
+            }
+            (false, _) => elements.push(Element { last: last.unwrap_or(key.clone()), first: key }),
+        }
+    }
+    elements
+}
+
+fn predecessor(value: &[u8]) -> Vec<u8> {
+    let mut before = value.to_vec();
+    for byte in before.iter_mut().rev() {
+        *byte = byte.wrapping_sub(1);
+        if *byte != 0xff {
+            break;
+        }
+    }
+    before
+}
+
+/// An expression of ours; `None` where an attribute is missing or says more than ours do.
+fn decode(name: &str, data: &[u8]) -> Option<Expression> {
+    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
+    let at = |kind: u16| found.get(&kind).copied().and_then(number);
+    let value = |kind: u16| found.get(&kind).and_then(|data| data_value(data));
+    Some(match name {
+        "meta" => match at(3) {
+            None => Expression::Meta { key: at(2)?, register: at(1)? },
+            Some(register) => Expression::MetaSet { key: at(2)?, register },
+        },
+        "ct" if !found.contains_key(&4) => Expression::Ct {
+            key: at(2)?,
+            direction: found.get(&3).and_then(|value| value.first()).copied(),
+            register: at(1)?,
+        },
+        "fib" => Expression::Fib { register: at(1)?, result: at(2)?, flags: at(3)? },
+        "payload" if at(1).is_some() => {
+            Expression::Payload { register: at(1)?, base: at(2)?, offset: at(3)?, length: at(4)? }
+        }
+        // NFTA_BITWISE_OP: zero is mask and xor.
+        "bitwise" if at(6).unwrap_or_default() == 0 && at(1)? == at(2)? => {
+            Expression::Bitwise { register: at(1)?, mask: value(4)?, xor: value(5)? }
+        }
+        "cmp" => Expression::Cmp { register: at(1)?, op: at(2)?, data: value(3)? },
+        // NFTA_LOOKUP_DREG, _FLAGS: a map, an inversion.
+        "lookup" if at(3).is_none() && at(5).unwrap_or_default() == 0 => {
+            Expression::Lookup { set: found.get(&1).copied().map(text)?, register: at(2)? }
+        }
+        "immediate" => decode_immediate(at(1)?, found.get(&2)?)?,
+        "counter" => Expression::Counter,
+        "reject" => Expression::Reject {
+            kind: at(1)?,
+            code: found.get(&2).and_then(|value| value.first()).copied().unwrap_or_default(),
+        },
+        "masq" if found.is_empty() => Expression::Masquerade,
+        _ => return None,
+    })
+}
+
+fn decode_immediate(register: u32, data: &[u8]) -> Option<Expression> {
+    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
+    if register != 0 {
+        return Some(Expression::Immediate { register, data: found.get(&1)?.to_vec() });
+    }
+    let verdict: BTreeMap<u16, &[u8]> = Attributes(found.get(&2)?).collect();
+    Some(Expression::Verdict {
+        code: number(verdict.get(&1)?)? as i32,
+        chain: verdict.get(&2).copied().map(text),
+    })
+}
+
+fn counted(data: &[u8]) -> Counted {
+    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
+    let at = |kind: u16| {
+        let bytes: Option<[u8; 8]> = found.get(&kind).and_then(|value| (*value).try_into().ok());
+        bytes.map(u64::from_be_bytes).unwrap_or_default()
+    };
+    Counted { bytes: at(1), packets: at(2) }
+}
+
+/// NFTNL_UDATA_RULE_COMMENT: type 0, length, text, NUL.
+fn comment(userdata: &[u8]) -> String {
+    match userdata {
+        [0, length, rest @ ..] => text(rest.get(..usize::from(*length)).unwrap_or(rest)),
+        _ => String::new(),
+    }
+}
+
+fn data_value(data: &[u8]) -> Option<Vec<u8>> {
+    Attributes(data).find(|(kind, _)| *kind == 1).map(|(_, value)| value.to_vec())
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// The attributes after `nfgenmsg`.
+fn attributes(message: &Message) -> BTreeMap<u16, &[u8]> {
+    Attributes(message.payload.get(4..).unwrap_or_default()).collect()
+}
+
+fn ask(socket: &Socket, kind: u16, family: Family, flags: u16, body: &[u8]) -> io::Result<()> {
+    let request = Request { kind, flags, family: family.number(), body: body.to_vec() };
+    let mut bytes = Vec::new();
+    push(&mut bytes, NFNL_SUBSYS_NFTABLES << 8 | kind, &request, 0, 0);
+    socket.send(&bytes)
+}
+
+fn dump(socket: &Socket, kind: u16, family: Family, set: Option<&str>) -> io::Result<Vec<Message>> {
+    let mut body = Writer::default();
+    body.text(1, TABLE);
+    if let Some(set) = set {
+        body.text(2, set);
+    }
+    let flags = NLM_F_DUMP | NLM_F_ACK;
+    let request = Request { kind, flags, family: family.number(), body: body.finish() };
+    let mut bytes = Vec::new();
+    push(&mut bytes, NFNL_SUBSYS_NFTABLES << 8 | kind, &request, 0, 0);
+    let mut answers = socket.dump(&bytes)?;
+    // Kernels that do not filter chains by table send all of them.
+    answers.retain(|answer| {
+        answer.payload.first() == Some(&family.number())
+            && attributes(answer).get(&1).copied().map(text).as_deref() == Some(TABLE)
+    });
+    Ok(answers)
+}

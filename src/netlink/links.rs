@@ -1,0 +1,94 @@
+use std::io;
+
+use super::{Attributes, Message, Socket};
+
+const RTM_GETLINK: u16 = 18;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+const IFF_UP: u32 = 1;
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_LOOPBACK: u16 = 772;
+
+/// A network link of this namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name; may hold any byte but NUL, `/` and white space.
+    pub name: String,
+    /// IFLA_INFO_KIND: "wireguard", "tun", "bridge", ...; absent for hardware.
+    pub kind: Option<String>,
+    /// The loopback link.
+    pub loopback: bool,
+    /// Whether it is an Ethernet link.
+    pub ethernet: bool,
+    /// Administratively up.
+    pub up: bool,
+    /// Bytes received since it came to be.
+    pub rx_bytes: u64,
+    /// Bytes sent since it came to be.
+    pub tx_bytes: u64,
+}
+
+/// Every link of the socket's namespace, by index.
+///
+/// Read by hand, since netlink-packet-route drops a link whose name is not UTF-8 (threat 44), and
+/// a link that is not seen is a link without a guard.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn links(socket: &Socket) -> io::Result<Vec<Link>> {
+    /// `nlmsghdr` and an empty `ifinfomsg`.
+    const LENGTH: u32 = 32;
+    let mut request = Vec::new();
+    request.extend_from_slice(&LENGTH.to_ne_bytes());
+    request.extend_from_slice(&RTM_GETLINK.to_ne_bytes());
+    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.resize(LENGTH as usize, 0);
+    let mut links: Vec<Link> = socket.dump(&request)?.iter().filter_map(read).collect();
+    links.sort_by_key(|link| link.index);
+    Ok(links)
+}
+
+/// `ifinfomsg`: family, padding, type, index, flags, change; then attributes.
+fn read(message: &Message) -> Option<Link> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_INFO_KIND: u16 = 1;
+    const IFLA_STATS64: u16 = 23;
+    let header = message.payload.get(..16)?;
+    let hardware = u16::from_ne_bytes(header[2..4].try_into().ok()?);
+    let flags = u32::from_ne_bytes(header[8..12].try_into().ok()?);
+    let mut link = Link {
+        index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
+        name: String::new(),
+        kind: None,
+        loopback: hardware == ARPHRD_LOOPBACK,
+        ethernet: hardware == ARPHRD_ETHER,
+        up: flags & IFF_UP != 0,
+        rx_bytes: 0,
+        tx_bytes: 0,
+    };
+    for (kind, value) in Attributes(&message.payload[16..]) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_LINKINFO => {
+                link.kind =
+                    Attributes(value).find(|it| it.0 == IFLA_INFO_KIND).map(|it| text(it.1));
+            }
+            IFLA_STATS64 => {
+                let word = |at: usize| {
+                    let bytes = value.get(at * 8..at * 8 + 8).and_then(|it| it.try_into().ok());
+                    bytes.map(u64::from_ne_bytes).unwrap_or_default()
+                };
+                (link.rx_bytes, link.tx_bytes) = (word(2), word(3));
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}

@@ -1,0 +1,239 @@
+//! A ruleset as `nft -f` reads it.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::{
+    Action, Base, Chain, ChainKind, ChainPolicy, Devices, Element, Match, Rejection, Rule, Set,
+    TABLE, Table, Test, ValueKind,
+};
+
+/// The table as a file for `nft -f`: replaces what is there in one transaction, in place.
+pub fn script(table: &Table) -> String {
+    let family = table.family;
+    let mut text = String::new();
+    let _ = writeln!(text, "table {family} {TABLE}\nflush table {family} {TABLE}");
+    let _ = write!(text, "table {family} {TABLE} {{");
+    for set in &table.sets {
+        let _ = write!(text, "\n{}", self::set(set));
+    }
+    for chain in &table.chains {
+        let _ = write!(text, "\n{}", self::chain(chain));
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn set(set: &Set) -> String {
+    let key: Vec<_> = set.key.iter().map(|kind| kind.set_type_name()).collect();
+    let mut text = format!("\tset {} {{\n\t\ttype {}\n", set.name, key.join(" . "));
+    if set.interval {
+        text.push_str("\t\tflags interval\n");
+    }
+    if !set.elements.is_empty() {
+        let elements: Vec<_> = set.elements.iter().map(|it| element(&set.key, it)).collect();
+        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
+    }
+    text.push_str("\t}\n");
+    text
+}
+
+fn chain(chain: &Chain) -> String {
+    let mut text = format!("\tchain {} {{\n", chain.name);
+    if let Some(base) = &chain.base {
+        let _ = writeln!(text, "\t\t{}", hook(base));
+    }
+    for it in &chain.rules {
+        let _ = writeln!(text, "\t\t{}", rule(it));
+    }
+    text.push_str("\t}\n");
+    text
+}
+
+pub(super) fn hook(base: &Base) -> String {
+    let kind = match base.kind {
+        ChainKind::Filter => "filter",
+        ChainKind::Nat => "nat",
+    };
+    let devices = match &base.devices {
+        Devices::None => String::new(),
+        Devices::Every => " devices = { \"*\" }".into(),
+        Devices::Named(names) => {
+            let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+            format!(" devices = {{ {} }}", names.join(", "))
+        }
+    };
+    let policy = match base.policy {
+        ChainPolicy::Accept => "accept",
+        ChainPolicy::Drop => "drop",
+    };
+    let (hook, priority) = (base.hook.name(), base.priority);
+    format!("type {kind} hook {hook}{devices} priority {priority}; policy {policy};")
+}
+
+/// One rule as nft writes it.
+pub fn rule(rule: &Rule) -> String {
+    let mut words: Vec<String> = rule.matches.iter().map(condition).collect();
+    if rule.counter {
+        words.push("counter".into());
+    }
+    words.push(action(&rule.action));
+    if !rule.comment.is_empty() {
+        words.push(format!("comment \"{}\"", rule.comment));
+    }
+    words.join(" ")
+}
+
+/// What a rule does, as nft writes it.
+pub fn action(action: &Action) -> String {
+    match action {
+        Action::Accept => "accept".into(),
+        Action::Drop => "drop".into(),
+        Action::Reject(Rejection::AdminProhibited) => "reject with icmpx admin-prohibited".into(),
+        Action::Reject(Rejection::TcpReset) => "reject with tcp reset".into(),
+        Action::Jump(chain) => format!("jump {chain}"),
+        Action::Return => "return".into(),
+        Action::SetMark(mark) => format!("meta mark set {mark:#010x}"),
+        Action::Masquerade => "masquerade".into(),
+    }
+}
+
+/// One condition as nft writes it.
+pub fn condition(it: &Match) -> String {
+    let names: Vec<_> = it.fields.iter().map(|field| field.name()).collect();
+    let kind = it.fields[0].kind();
+    let test = match &it.test {
+        Test::Is(bytes) => value(kind, bytes),
+        Test::Between(first, last) => format!("{}-{}", value(kind, first), value(kind, last)),
+        Test::Masked { mask, value: bytes } => {
+            let length: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+            format!("{}/{length}", value(kind, bytes))
+        }
+        Test::AnyOf(mask) => value(kind, mask),
+        Test::StartsWith(start) => format!("\"{}*\"", String::from_utf8_lossy(start)),
+        Test::In(set) => format!("@{set}"),
+    };
+    format!("{} {test}", names.join(" . "))
+}
+
+/// One element of a set with keys of these kinds.
+pub fn element(key: &[ValueKind], element: &Element) -> String {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for kind in key {
+        let length = kind.length() as usize;
+        let (first, last) = (&element.first[at..at + length], &element.last[at..at + length]);
+        parts.push(range(*kind, first, last));
+        at += length.next_multiple_of(4);
+    }
+    parts.join(" . ")
+}
+
+fn range(kind: ValueKind, first: &[u8], last: &[u8]) -> String {
+    if first == last {
+        return value(kind, first);
+    }
+    match prefix_length(first, last) {
+        Some(length) => format!("{}/{length}", value(kind, first)),
+        None => format!("{}-{}", value(kind, first), value(kind, last)),
+    }
+}
+
+/// The length of the prefix whose first and last addresses these are.
+fn prefix_length(first: &[u8], last: &[u8]) -> Option<u32> {
+    let bits = |bytes: &[u8]| bytes.iter().fold(0u128, |sum, &byte| sum << 8 | u128::from(byte));
+    let hosts = bits(first) ^ bits(last);
+    let is_prefix = hosts & hosts.wrapping_add(1) == 0 && bits(first) & hosts == 0;
+    is_prefix.then(|| first.len() as u32 * 8 - hosts.count_ones())
+}
+
+/// A value as nft writes it.
+pub fn value(kind: ValueKind, bytes: &[u8]) -> String {
+    match kind {
+        ValueKind::Ipv4 => match <[u8; 4]>::try_from(bytes) {
+            Ok(octets) => Ipv4Addr::from(octets).to_string(),
+            Err(_) => hex(bytes),
+        },
+        ValueKind::Ipv6 => match <[u8; 16]>::try_from(bytes) {
+            Ok(octets) => Ipv6Addr::from(octets).to_string(),
+            Err(_) => hex(bytes),
+        },
+        ValueKind::Protocol => match big_endian(bytes) {
+            1 => "icmp".into(),
+            2 => "igmp".into(),
+            6 => "tcp".into(),
+            17 => "udp".into(),
+            58 => "ipv6-icmp".into(),
+            other => other.to_string(),
+        },
+        ValueKind::Port => big_endian(bytes).to_string(),
+        ValueKind::Ethertype => match big_endian(bytes) {
+            0x0800 => "ip".into(),
+            0x0806 => "arp".into(),
+            0x86dd => "ip6".into(),
+            other => format!("{other:#06x}"),
+        },
+        ValueKind::Nfproto => match big_endian(bytes) {
+            2 => "ipv4".into(),
+            10 => "ipv6".into(),
+            other => other.to_string(),
+        },
+        ValueKind::Mark => format!("{:#010x}", host_endian(bytes)),
+        ValueKind::Name => {
+            let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+            format!("\"{}\"", String::from_utf8_lossy(&bytes[..end]))
+        }
+        ValueKind::Linktype => match host_endian(bytes) {
+            772 => "loopback".into(),
+            other => other.to_string(),
+        },
+        ValueKind::Addrtype => match host_endian(bytes) {
+            2 => "local".into(),
+            other => other.to_string(),
+        },
+        ValueKind::CtState => flags(
+            host_endian(bytes),
+            &[(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")],
+        ),
+        ValueKind::CtStatus => flags(host_endian(bytes), &[(16, "snat"), (32, "dnat")]),
+        ValueKind::CtDirection => match big_endian(bytes) {
+            0 => "original".into(),
+            _ => "reply".into(),
+        },
+        ValueKind::Number(1) => big_endian(bytes).to_string(),
+        ValueKind::Number(_) => format!("{:#x}", big_endian(bytes)),
+    }
+}
+
+fn flags(mut mask: u32, names: &[(u32, &str)]) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for (bit, name) in names {
+        if mask & bit != 0 {
+            words.push((*name).into());
+            mask &= !bit;
+        }
+    }
+    if mask != 0 || words.is_empty() {
+        words.push(format!("{mask:#x}"));
+    }
+    words.join(",")
+}
+
+fn big_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+}
+
+fn host_endian(bytes: &[u8]) -> u32 {
+    match *bytes {
+        [a, b] => u32::from(u16::from_ne_bytes([a, b])),
+        [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
+        _ => 0,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::from("0x"), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
