@@ -214,11 +214,13 @@ fn set_up_isp(
     server1: &Host,
     server2: &Host,
 ) -> Result<()> {
+    // Two ends with the same index in their namespaces would wait a second for their carrier:
+    // linkwatch_urgent_event() of net/core/link_watch.c takes them for a physical link.
     isp.ip(&format!(
-        "link add home type veth peer name wan0 netns {router}
-         link add net type veth peer name eth0 netns {internet}
-         link add vpn1 type veth peer name eth0 netns {server1}
-         link add vpn2 type veth peer name eth0 netns {server2}
+        "link add home index 100 type veth peer name wan0 netns {router}
+         link add net index 101 type veth peer name eth0 netns {internet}
+         link add vpn1 index 102 type veth peer name eth0 netns {server1}
+         link add vpn2 index 103 type veth peer name eth0 netns {server2}
          address add 100.64.7.1/30 dev home
          address add 2001:db8:0:7::1/64 dev home
          address add 203.0.113.1/24 dev net
@@ -250,8 +252,8 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          route add default via 100.64.7.1
          route add ::/0 via 2001:db8:0:7::1
          link add {LAN_LINK} type bridge forward_delay 0 mcast_snooping 0
-         link add {WIRE} type veth peer name {CLIENT_LINK} netns {client}
-         link add wire1 type veth peer name eth0 netns {neighbour}
+         link add {WIRE} index 100 type veth peer name {CLIENT_LINK} netns {client}
+         link add wire1 index 101 type veth peer name eth0 netns {neighbour}
          link set {WIRE} master {LAN_LINK} up
          link set wire1 master {LAN_LINK} up
          address add {ROUTER_V4}/24 dev {LAN_LINK}

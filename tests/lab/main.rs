@@ -8,7 +8,7 @@ use killswitch::lab::advertisement::{Advertiser, RaOptions};
 use killswitch::lab::dhcp::{self, DhcpOptions, DhcpServer, Kind, Message};
 use killswitch::lab::harness::{self, Outcome, eventually};
 use killswitch::lab::traffic::Flood;
-use killswitch::lab::{Capture, Expectation, Lab, Senders, namespaces};
+use killswitch::lab::{Capture, Expectation, Lab, Senders, namespaces, setup};
 
 fn ping(lab: &Lab, address: &str) -> killswitch::lab::Result<()> {
     lab.client.command("ping", &["-c1", "-W10", address]).map(drop)
@@ -162,6 +162,20 @@ fn a_flood_is_counted() -> Outcome {
     Ok(())
 }
 
+fn the_configuration_written_is_one_that_loads() -> Outcome {
+    let lab = Lab::new()?;
+    let file = setup::write_configuration(&lab, "\n[allow]\nlan = [\"192.168.1.0/24\"]\n")?;
+    let config = killswitch::config::load(&file)?;
+    assert_eq!(config.servers.len(), 2);
+    assert_eq!(config.tunnel.mark, MARK);
+    assert_eq!(config.tunnel.interface, TUNNEL_LINK);
+    let public = config.servers[1].public_key.as_ref().map(ToString::to_string);
+    assert_eq!(public, Some(lab.servers[1].keys.public_text()));
+    // Written twice: a test may change its mind.
+    setup::write_configuration(&lab, "")?;
+    Ok(())
+}
+
 /// The guard that keeps a mistake from cutting this machine off.
 fn hosts_are_apart_from_the_machine() -> Outcome {
     let here = namespaces::current()?;
@@ -205,6 +219,10 @@ fn main() -> std::process::ExitCode {
         ("senders_leak_without_a_lock", senders_leak_without_a_lock),
         ("a_flood_is_counted", a_flood_is_counted),
         ("nothing_outlives_a_laboratory", nothing_outlives_a_laboratory),
+        (
+            "the_configuration_written_is_one_that_loads",
+            the_configuration_written_is_one_that_loads,
+        ),
         ("hosts_are_apart_from_the_machine", hosts_are_apart_from_the_machine),
     ])
 }
