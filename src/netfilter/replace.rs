@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::batch::{Batch, Refusal};
-use super::live::{self, LiveTable, OWNER, PERSIST};
+use super::live::{self, DORMANT, LiveTable, OWNER, PERSIST};
 use crate::netlink::Socket;
 use crate::ruleset::{Element, Family, Set, Table, expression};
 
@@ -34,7 +34,13 @@ pub fn apply(socket: &Socket, table: &Table) -> Result<Applied, Error> {
             return Ok(Applied::Unchanged);
         }
         refuse_if_owned(socket, table.family, live.as_ref())?;
-        match replace(socket, table, live.as_ref(), generation) {
+        let adopts = live.as_ref().is_some_and(must_be_adopted);
+        let done = match &live {
+            Some(live) if adopts => adopt(socket, table.family, live, generation),
+            _ => replace(socket, table, live.as_ref(), generation),
+        };
+        match done {
+            Ok(()) if adopts => continue,
             Ok(()) => {}
             Err(Refusal::Raced) => continue,
             Err(refusal) => return Err(refusal.into()),
@@ -91,14 +97,36 @@ fn replace(
     live: Option<&LiveTable>,
     generation: u32,
 ) -> Result<(), Refusal> {
-    let could_persist = live.is_none_or(|live| live.flags & PERSIST != 0);
-    if could_persist {
-        match fill(table, live, OWNER | PERSIST).commit(socket, Some(generation)) {
-            Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
-            other => return other,
-        }
+    if let Some(live) = live {
+        return fill(table, Some(live), flags_of(live)).commit(socket, Some(generation));
     }
-    fill(table, live, 0).commit(socket, Some(generation))
+    match fill(table, None, OWNER | PERSIST).commit(socket, Some(generation)) {
+        Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
+        other => return other,
+    }
+    fill(table, None, 0).commit(socket, Some(generation))
+}
+
+/// The flags of a table of ours: the kernel refuses to let it begin or cease to persist.
+fn flags_of(live: &LiveTable) -> u32 {
+    if live.flags & PERSIST != 0 { OWNER | PERSIST } else { 0 }
+}
+
+fn must_be_adopted(live: &LiveTable) -> bool {
+    live.flags & (DORMANT | OWNER | PERSIST) != flags_of(live)
+}
+
+/// Owns and wakes the table that is there. A transaction of its own: in one that does so the kernel
+/// refuses new base chains (nf_tables_addchain, `__NFT_TABLE_F_UPDATE`).
+fn adopt(
+    socket: &Socket,
+    family: Family,
+    live: &LiveTable,
+    generation: u32,
+) -> Result<(), Refusal> {
+    let mut batch = Batch::new(family);
+    batch.add_table(flags_of(live));
+    batch.commit(socket, Some(generation))
 }
 
 fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
@@ -122,14 +150,15 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: u32) -> Batch
     for name in live.chains.keys().filter(|name| !keeps(name)) {
         batch.flush_chain(name);
     }
+    // Before the chains: a foreign map may lead to them. An unnamed set goes with its rule.
+    for (name, it) in live.sets.iter().filter(|(_, it)| !it.is_unnamed()) {
+        if !table.set(name).is_some_and(|set| it.is_defined_as(set)) {
+            batch.delete_set(name);
+        }
+    }
     for (name, it) in &live.chains {
         if !table.chain(name).is_some_and(|chain| it.hooks_as(chain)) {
             batch.delete_chain(name);
-        }
-    }
-    for (name, it) in &live.sets {
-        if !table.set(name).is_some_and(|set| it.is_defined_as(set)) {
-            batch.delete_set(name);
         }
     }
     for set in &table.sets {
