@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Tests need a kernel, not speed: `dev` builds in a fraction of the time.
 LAB := --features lab
 
-.PHONY: demo test test-long bench check man deps clean
+.PHONY: demo test test-long bench check deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -28,10 +28,6 @@ check: deps
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-features --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --all-features
-
-# The manual pages, from their sources in Markdown.
-man:
-	man/build
 
 deps:
 	@packaging/build-deps

@@ -99,9 +99,11 @@ fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
             false
         }
     };
-    let wanted = if holds { policy.clone() } else { without_guard(policy) };
-    outcome.changed |=
-        netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+    if holds != guarded {
+        let wanted = if holds { policy.clone() } else { without_guard(policy) };
+        outcome.changed |=
+            netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+    }
     if !holds && !policy.internal.is_empty() {
         outcome.degraded.push("allow.internal is left out: it needs the egress guard".into());
     }

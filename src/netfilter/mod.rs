@@ -12,7 +12,7 @@ mod replace;
 pub use batch::Refusal;
 pub use egress::{Guard, apply_guard, guarded, references};
 pub use live::{Counted, LiveTable};
-pub use replace::{Applied, apply, remove};
+pub use replace::{Applied, apply, commit, remove};
 
 /// Why a table could not be put into the kernel; what was there before is still there.
 #[derive(Debug, thiserror::Error)]

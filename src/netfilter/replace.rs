@@ -18,42 +18,71 @@ pub enum Applied {
     Changed,
 }
 
-/// Makes the kernel's table what was compiled, in one transaction, and reads it back.
+/// Makes the kernel's table what was compiled, in one transaction, and reads it back. If another
+/// program comes between, its change is undone, as long as there is patience.
 ///
 /// # Errors
-/// [`Error`]; the table is then as it was before.
+/// [`Error`]; after a refusal the table is as it was before.
 pub fn apply(socket: &Socket, table: &Table) -> Result<Applied, Error> {
-    let mut last = Error::Busy(TRIES);
+    let mut done = Applied::Unchanged;
     for _ in 0..TRIES {
-        let generation = live::generation(socket)?;
-        let live = match live::read(socket, table.family) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        if live.as_ref().is_some_and(|live| live.equals(table)) {
-            return Ok(Applied::Unchanged);
-        }
-        refuse_if_owned(socket, table.family, live.as_ref())?;
-        let adopts = live.as_ref().is_some_and(must_be_adopted);
-        let done = match &live {
-            Some(live) if adopts => adopt(socket, table.family, live, generation),
-            _ => replace(socket, table, live.as_ref(), generation),
-        };
-        match done {
-            Ok(()) if adopts => continue,
-            Ok(()) => {}
-            Err(Refusal::Raced) => continue,
-            Err(refusal) => return Err(refusal.into()),
-        }
-        match live::read(socket, table.family) {
-            Ok(Some(live)) if live.equals(table) => return Ok(Applied::Changed),
-            // Another program came between: repair it, as long as there is patience.
-            Ok(_) => last = Error::NotAsWritten(table.family),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+        match attempt(socket, table)? {
+            Attempt::NothingToDo => return Ok(done),
+            Attempt::Committed => done = Applied::Changed,
+            Attempt::Again => {}
         }
     }
-    Err(last)
+    Err(match done {
+        Applied::Changed => Error::NotAsWritten(table.family),
+        Applied::Unchanged => Error::Busy(TRIES),
+    })
+}
+
+/// As [`apply`], without reading back.
+///
+/// # Errors
+/// As [`apply`].
+pub fn commit(socket: &Socket, table: &Table) -> Result<Applied, Error> {
+    for _ in 0..TRIES {
+        match attempt(socket, table)? {
+            Attempt::NothingToDo => return Ok(Applied::Unchanged),
+            Attempt::Committed => return Ok(Applied::Changed),
+            Attempt::Again => {}
+        }
+    }
+    Err(Error::Busy(TRIES))
+}
+
+enum Attempt {
+    /// The kernel holds the table already.
+    NothingToDo,
+    /// The transaction was taken.
+    Committed,
+    /// Another program was faster, or a first step is done.
+    Again,
+}
+
+fn attempt(socket: &Socket, table: &Table) -> Result<Attempt, Error> {
+    let generation = live::generation(socket)?;
+    let live = match live::read(socket, table.family) {
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(Attempt::Again),
+        other => other?,
+    };
+    if live.as_ref().is_some_and(|live| live.equals(table)) {
+        return Ok(Attempt::NothingToDo);
+    }
+    refuse_if_owned(socket, table.family, live.as_ref())?;
+    let asleep = live.as_ref().filter(|live| live.flags & DORMANT != 0);
+    let done = match asleep {
+        Some(live) => wake(socket, table.family, live, generation),
+        None => replace(socket, table, live.as_ref(), generation),
+    };
+    match done {
+        Ok(()) if asleep.is_some() => Ok(Attempt::Again),
+        Ok(()) => Ok(Attempt::Committed),
+        Err(Refusal::Raced) => Ok(Attempt::Again),
+        Err(refusal) => Err(refusal.into()),
+    }
 }
 
 /// Removes one of our tables; nothing happens if there is none.
@@ -89,8 +118,8 @@ fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) ->
     }
 }
 
-/// Owner and persist if the kernel has both; neither otherwise: a table with an owner alone would
-/// vanish with it (threats 22, 24).
+/// A new table gets owner and persist if the kernel has both; neither otherwise: a table with an
+/// owner alone would vanish with it (threats 22, 24). One that is there keeps its flags.
 fn replace(
     socket: &Socket,
     table: &Table,
@@ -98,34 +127,22 @@ fn replace(
     generation: u32,
 ) -> Result<(), Refusal> {
     if let Some(live) = live {
-        return fill(table, Some(live), flags_of(live)).commit(socket, Some(generation));
+        return fill(table, Some(live), None).commit(socket, Some(generation));
     }
-    match fill(table, None, OWNER | PERSIST).commit(socket, Some(generation)) {
+    match fill(table, None, Some(OWNER | PERSIST)).commit(socket, Some(generation)) {
         Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
         other => return other,
     }
-    fill(table, None, 0).commit(socket, Some(generation))
+    fill(table, None, Some(0)).commit(socket, Some(generation))
 }
 
-/// The flags of a table of ours: the kernel refuses to let it begin or cease to persist.
-fn flags_of(live: &LiveTable) -> u32 {
-    if live.flags & PERSIST != 0 { OWNER | PERSIST } else { 0 }
-}
-
-fn must_be_adopted(live: &LiveTable) -> bool {
-    live.flags & (DORMANT | OWNER | PERSIST) != flags_of(live)
-}
-
-/// Owns and wakes the table that is there. A transaction of its own: in one that does so the kernel
-/// refuses new base chains (nf_tables_addchain, `__NFT_TABLE_F_UPDATE`).
-fn adopt(
-    socket: &Socket,
-    family: Family,
-    live: &LiveTable,
-    generation: u32,
-) -> Result<(), Refusal> {
+/// Wakes a dormant table, and owns it if it persists: the kernel refuses to let it cease to. A
+/// transaction of its own, since in one that changes a table's flags the kernel refuses new base
+/// chains (nf_tables_addchain, `__NFT_TABLE_F_UPDATE`).
+fn wake(socket: &Socket, family: Family, live: &LiveTable, generation: u32) -> Result<(), Refusal> {
+    let flags = if live.flags & PERSIST != 0 { OWNER | PERSIST } else { 0 };
     let mut batch = Batch::new(family);
-    batch.add_table(flags_of(live));
+    batch.add_table(flags);
     batch.commit(socket, Some(generation))
 }
 
@@ -135,11 +152,13 @@ fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
 }
 
 /// The transaction that turns what is there into what was compiled.
-pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: u32) -> Batch {
+pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) -> Batch {
     let nothing = LiveTable::default();
     let live = live.unwrap_or(&nothing);
     let mut batch = Batch::new(table.family);
-    batch.add_table(flags);
+    if let Some(flags) = flags {
+        batch.add_table(flags);
+    }
     // A rule names its set, but is bound to the very set: a new one needs its rules anew.
     let redefined = table
         .sets

@@ -46,6 +46,8 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 /// Local experimental EtherType 1 (IEEE 802): the guard's own probe.
 pub const PROBE_ETHERTYPE: u16 = 0x88b5;
+/// The mark of the guard's own probe on loopback: "kspr" in ASCII.
+pub const PROBE_MARK: u32 = 0x6b73_7072;
 /// 802.1X: without it a link with port authentication never comes up.
 const ETH_P_PAE: u16 = 0x888e;
 const NFPROTO_IPV4: u8 = 2;
@@ -117,17 +119,18 @@ struct Build<'a> {
 impl Build<'_> {
     // Chains.
 
-    /// What may leave, on whichever link it goes: asked by output and by postrouting.
+    /// What may leave, on whichever link it goes: asked by output and by postrouting. The frequent
+    /// stands first; all accept, so their order decides nothing.
     fn leave_chain(&self) -> Chain {
         let mut rules =
             vec![rule([is_loopback(Field::MetaOiftype), fib_local()], Action::Accept, "loopback")];
         rules.extend(self.into_tunnel());
         rules.extend(self.to_servers());
-        rules.extend(self.neighbours_and_leases());
-        rules.extend(self.to_ntp());
+        rules.extend(self.to_lan());
         rules.extend(self.inbound_replies());
         rules.extend(self.to_internal(Field::MetaOifname, Field::MetaOifkind));
-        rules.extend(self.to_lan());
+        rules.extend(self.to_ntp());
+        rules.extend(self.neighbours_and_leases());
         chain("leave", rules)
     }
 
@@ -343,10 +346,21 @@ impl Build<'_> {
 
     /// What may be handed to a link's driver.
     fn frames_chain(&self) -> Chain {
-        let mut rules = vec![rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback")];
+        let probe = is(Field::MetaMark, PROBE_MARK.to_ne_bytes());
+        let mut rules = vec![
+            rule(
+                [is_loopback(Field::MetaOiftype), probe],
+                Action::Drop,
+                "probe of the guard on loopback",
+            ),
+            rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback"),
+        ];
         for link in self.tunnel_links() {
             rules.push(rule(link.out(), Action::Accept, "tunnel"));
         }
+        rules.extend(self.frames_to_servers());
+        rules.extend(self.to_lan());
+        rules.extend(self.inbound_replies());
         rules.extend(self.to_internal(Field::MetaOifname, Field::MetaOifkind));
         for pattern in &self.policy.internal_ports {
             for kind in ["veth", "tun"] {
@@ -360,32 +374,27 @@ impl Build<'_> {
         if self.policy.tunnel.is_some() {
             rules.extend(self.address_resolution());
         }
-        for ip in BOTH.into_iter().filter(|&ip| self.has_server(ip)) {
-            // No ports: an outer fragment has none (threat 43).
-            rules.push(rule(
-                [self.mark()]
-                    .into_iter()
-                    .chain(
-                        self.of(
-                            ip,
-                            [concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host"))],
-                        ),
-                    )
-                    .collect::<Vec<_>>(),
-                Action::Accept,
-                "server",
-            ));
-        }
-        rules.extend(self.neighbours_and_leases());
         rules.extend(self.to_ntp());
-        rules.extend(self.inbound_replies());
-        rules.extend(self.to_lan());
+        rules.extend(self.neighbours_and_leases());
         rules.push(rule(
             [is(Field::MetaProtocol, PROBE_ETHERTYPE.to_be_bytes())],
             Action::Drop,
             "probe of the guard",
         ));
         chain("frames", rules)
+    }
+
+    /// No ports: an outer fragment has none (threat 43).
+    fn frames_to_servers(&self) -> Vec<Rule> {
+        BOTH.into_iter()
+            .filter(|&ip| self.has_server(ip))
+            .map(|ip| {
+                let server = concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host"));
+                let mut matches = vec![self.mark()];
+                matches.extend(self.of(ip, [server]));
+                rule(matches, Action::Accept, "server")
+            })
+            .collect()
     }
 
     fn egress(&self, name: String, devices: Devices) -> Chain {
