@@ -113,8 +113,16 @@ pub fn remove(socket: &Socket, family: Family) -> Result<Applied, Error> {
 
 fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) -> Result<(), Error> {
     match live.and_then(|live| live.owner) {
-        Some(port) if port != socket.port() => Err(Error::Owned { family, port }),
+        Some(port) if port != socket.port() => Err(Error::Owned { family, owner: owner(port) }),
         _ => Ok(()),
+    }
+}
+
+/// A socket's port is the process id of its creator, unless that had another socket already.
+fn owner(port: u32) -> String {
+    match std::fs::read_to_string(format!("/proc/{port}/comm")) {
+        Ok(name) => format!("{} (process {port})", name.trim_end().escape_default()),
+        Err(_) => format!("netlink port {port}"),
     }
 }
 
