@@ -190,6 +190,18 @@ impl LockedLab {
         Ok(Seen { report, bytes })
     }
 
+    /// The positive control for what may come late: `act` is repeated until this canary, or a
+    /// leak of this kind, is seen.
+    pub fn until_shown(&self, what: &str, act: impl Fn(&Lab) -> Result<()>) -> Result<()> {
+        let mut last = String::new();
+        eventually(&format!("{what} on the wire"), || {
+            let seen = self.during(&act)?;
+            last = seen.report.summary();
+            Ok(seen.must_show(what).is_ok())
+        })
+        .during(last)
+    }
+
     /// Waits until all that was sent before is past the wire.
     pub fn flush(&self) -> Result<()> {
         let capture = Capture::start(&self.lab, self.expectation.clone())?;
@@ -236,10 +248,18 @@ impl Seen {
 
     /// The positive control: this canary, or a leak of this kind, must be there.
     pub fn must_show(&self, what: &str) -> Result<()> {
-        if self.holds(format!("{CANARY}{what};").as_bytes()) || self.has_leak(what) {
+        if self.holds(&canary(what)) || self.has_leak(what) {
             return Ok(());
         }
         Err(Error::new(format!("{what} was not seen on the wire: {}", self.report.summary())))
+    }
+
+    /// The negative control: before anything is done, this canary must not be there.
+    pub fn must_be_silent_of(&self, what: &str) -> Result<()> {
+        match self.holds(&canary(what)) {
+            true => Err(Error::new(format!("{what} was seen on the wire before its cause"))),
+            false => Ok(()),
+        }
     }
 
     /// Nothing may have leaked, and no canary may be in any frame.
