@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod connections;
 mod guests;
 mod neighbours;
 mod senders;
@@ -10,6 +11,10 @@ use killswitch::lab::harness;
 
 fn main() -> std::process::ExitCode {
     harness::run(&[
+        (
+            "t01_marked_packet_socket_reaches_servers_in_spite_of_the_lock",
+            senders::t01_marked_packet_socket_reaches_servers_in_spite_of_the_lock,
+        ),
         ("t01_packet_socket", senders::t01_packet_socket),
         ("t02_af_xdp_leaks_in_spite_of_the_lock", senders::t02_af_xdp_leaks_in_spite_of_the_lock),
         ("t03_mirred_leaks_in_spite_of_the_lock", senders::t03_mirred_leaks_in_spite_of_the_lock),
@@ -34,6 +39,20 @@ fn main() -> std::process::ExitCode {
             "t15_link_moved_away_leaks_in_spite_of_the_lock",
             guests::t15_link_moved_away_leaks_in_spite_of_the_lock,
         ),
+        (
+            "t17_mark_on_macvlan_reaches_servers_in_spite_of_the_lock",
+            guests::t17_mark_on_macvlan_reaches_servers_in_spite_of_the_lock,
+        ),
         ("t17_mark_set_in_a_container", guests::t17_mark_set_in_a_container),
+        (
+            "t18_connections_from_outside_older_than_the_lock",
+            connections::t18_connections_from_outside_older_than_the_lock,
+        ),
+        ("t18_connections_older_than_the_lock", connections::t18_connections_older_than_the_lock),
+        ("t19_inbound_service", connections::t19_inbound_service),
+        (
+            "t20_old_sockets_bring_the_home_address_into_the_tunnel",
+            connections::t20_old_sockets_bring_the_home_address_into_the_tunnel,
+        ),
     ])
 }

@@ -408,6 +408,18 @@ def marked_like_wireguard(name):
 
 
 @kind
+def marked_to_server(name):
+    mark = [(socket.SOL_SOCKET, socket.SO_MARK, 0x6B73)]
+    datagram(name, "198.51.100.7", mark, port=53)
+
+
+@kind
+def packet_marked_to_server(name):
+    frame = ipv4(17, udp(53, canary(name)), to="198.51.100.7")
+    packet(b"\x08\x00" + frame, [(socket.SOL_SOCKET, socket.SO_MARK, 0x6B73)])
+
+
+@kind
 def syn4_spoofed(name):
     # To 1.1.1.1 from nobody: what is refused must not be told to that nobody by way of the wire.
     syn = struct.pack("!HHIIBBHHH", 40000, 7007, 1, 0, 0x50, 2, 1000, 0, 0)

@@ -1,12 +1,13 @@
 //! Local senders of every kind: threats 1 to 7, 10 and 11.
 
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, eventually};
+use killswitch::lab::host::Process;
 use killswitch::lab::{Capture, Context, Error, Host, Lab, Result};
 
 use crate::common::{LockedLab, Seen};
@@ -128,6 +129,16 @@ pub fn t01_packet_socket() -> Outcome {
     stopped(&PACKET_SOCKETS)
 }
 
+/// A limit: the egress guard asks for no more than the mark and a server's address, since a
+/// fragment has no port (threat 43). Setting the mark needs CAP_NET_RAW, as the packet socket does.
+pub fn t01_marked_packet_socket_reaches_servers_in_spite_of_the_lock() -> Outcome {
+    let it = LockedLab::new()?;
+    it.lock()?;
+    it.during(|lab| send(lab, &[("packet_marked_to_server", None)]))?
+        .must_show("packet_marked_to_server")?;
+    Ok(())
+}
+
 /// A limit: AF_XDP hands frames to the driver past every hook. It needs CAP_NET_RAW.
 pub fn t02_af_xdp_leaks_in_spite_of_the_lock() -> Outcome {
     let it = LockedLab::new()?;
@@ -194,17 +205,21 @@ time.sleep(3600)
 ";
 
 /// Starts [`SERVE`] in the client and waits until it does.
-pub fn serve(lab: &Lab) -> Result<killswitch::lab::host::Process> {
-    use std::io::{BufRead, BufReader};
+pub fn serve(lab: &Lab) -> Result<Process> {
+    start(&lab.client, &["-c", SERVE])
+}
+
+/// Starts a program of python's and waits until it prints "ready".
+pub fn start(host: &Host, arguments: &[&str]) -> Result<Process> {
     let mut command = Command::new("python3");
-    command.args(["-c", SERVE]).stdout(Stdio::piped());
-    let mut process = lab.client.start(command)?;
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = host.start(command)?;
     let mut line = String::new();
     let output = process.child().stdout.take().ok_or_else(|| Error::new("no output"))?;
-    BufReader::new(output).read_line(&mut line).during("the client's service")?;
+    BufReader::new(output).read_line(&mut line).during("python3")?;
     match line.trim() {
         "ready" => Ok(process),
-        other => Err(Error::new(format!("the client's service: {other:?}"))),
+        other => Err(Error::new(format!("python3: {other:?}"))),
     }
 }
 
