@@ -133,8 +133,8 @@ impl Lab {
             "address add {TUNNEL_V4}/32 dev {TUNNEL_LINK}
              address add {TUNNEL_V6}/128 dev {TUNNEL_LINK} nodad
              link set {TUNNEL_LINK} mtu 1420 up
-             route add default dev {TUNNEL_LINK} table {MARK}
-             route add ::/0 dev {TUNNEL_LINK} table {MARK}"
+             route add default dev {TUNNEL_LINK} table {MARK} proto kernel
+             route add ::/0 dev {TUNNEL_LINK} table {MARK} proto kernel"
         ))?;
         Ok(tunnel)
     }
