@@ -185,9 +185,8 @@ pub fn bridge_guest_gets_a_lease_from_the_host() -> Outcome {
     let options = DhcpOptions { address: Ipv4Addr::new(172, 18, 1, 2), ..DhcpOptions::default() };
     let server = DhcpServer::start(&it.lab.client, options)?;
     let nobody = Ipv4Addr::UNSPECIFIED;
-    let discover = |patience| {
-        ask(&guest.host, Kind::Discover, nobody, Ipv4Addr::BROADCAST, patience)
-    };
+    let discover =
+        |patience| ask(&guest.host, Kind::Discover, nobody, Ipv4Addr::BROADCAST, patience);
     it.lock()?;
     let offer = discover(Duration::from_secs(20))?;
     assert_eq!(offer.map(|it| it.kind), Some(Kind::Offer));
@@ -257,11 +256,8 @@ pub fn bridge_two_internal_bridges_talk() -> Outcome {
     let it = LockedLab::new()?;
     let first = guest(&it.lab, "br-one", "veth1", 1)?;
     let second = guest(&it.lab, "br-two", "veth2", 2)?;
-    let to_second = [
-        (By::Ping, "172.18.2.2"),
-        (By::Tcp, "172.18.2.2:80"),
-        (By::Udp, "[fd18:2::2]:53"),
-    ];
+    let to_second =
+        [(By::Ping, "172.18.2.2"), (By::Tcp, "172.18.2.2:80"), (By::Udp, "[fd18:2::2]:53")];
     let to_first = [(By::Ping, "fd18:1::2"), (By::Udp, "172.18.1.2:53")];
     it.lock()?;
     talks(&first.host, &to_second)?;

@@ -94,10 +94,7 @@ pub fn t66_first_lease_renewal_and_rebinding() -> Outcome {
         assert_eq!(lease.map(|it| it.kind), Some(Kind::Ack), "{to}");
     }
     let report = capture.stop()?;
-    assert_eq!(
-        server.heard(),
-        [Kind::Discover, Kind::Request, Kind::Request, Kind::Request]
-    );
+    assert_eq!(server.heard(), [Kind::Discover, Kind::Request, Kind::Request, Kind::Request]);
     assert_eq!(report.allowed.get("DHCP"), Some(&4));
     assert_eq!(report.leaked_total(), 0, "{}", report.summary());
     Ok(())
@@ -111,9 +108,7 @@ pub fn t66_nothing_but_dhcp() -> Outcome {
     let mut bootp = message.clone();
     bootp[236] = 0;
     let near = |name| Shot::udp(name, "192.168.1.1:67").from("0.0.0.0:68");
-    let all = |name| {
-        Shot::udp(name, "255.255.255.255:67").from("0.0.0.0:68").through(CLIENT_LINK)
-    };
+    let all = |name| Shot::udp(name, "255.255.255.255:67").from("0.0.0.0:68").through(CLIENT_LINK);
     let shots = [
         near("short"),
         all("short to all"),
@@ -124,9 +119,7 @@ pub fn t66_nothing_but_dhcp() -> Outcome {
         Shot::udp("public server", "203.0.113.10:67").from("0.0.0.0:68").saying(&message),
         Shot::udp("other port", "192.168.1.1:67").from("0.0.0.0:1068").saying(&message),
         Shot::frame("frame", "255.255.255.255:67").from("192.168.1.50:68"),
-        Shot::frame("frame answer", "255.255.255.255:67")
-            .from("192.168.1.50:68")
-            .saying(&answer),
+        Shot::frame("frame answer", "255.255.255.255:67").from("192.168.1.50:68").saying(&answer),
     ];
     let it = LockedLab::new()?;
     leak(&it, &shots)?;

@@ -2,9 +2,10 @@
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, eventually};
+use killswitch::lab::link::PacketSocket;
 use killswitch::lab::{Capture, Error, Lab, Result};
 
-use crate::common::{BLOCKED, LockedLab, canary, words};
+use crate::common::{BLOCKED, LockedLab, words};
 use crate::shot::{Shot, fire, hold, leak, naive_lock, nft, no_naive_lock};
 
 fn sockets() -> Vec<Shot> {
@@ -248,27 +249,23 @@ pub fn t43_fragmented_outer_packets() -> Outcome {
     Ok(())
 }
 
-/// Names that are text to some parser; printf(1) writes them.
-const HOSTILE: [&str; 9] = [
-    "a\";flush",
-    "*",
-    "wg*",
-    "eth*",
-    "\\033[31mred",
-    "\\377\\376x",
-    "q\"};{",
-    "br-*",
-    "$(reboot)`w`",
+/// Names that are something else to some parser. The last but one is no text at all.
+const HOSTILE: [&[u8]; 9] = [
+    b"a\";flush",
+    b"*",
+    b"wg*",
+    b"eth*",
+    b"\x1b[31mred",
+    b"q\"};{",
+    b"br-*",
+    b"\xff\xfex",
+    b"$(reboot)`w`",
 ];
 
 pub fn t44_hostile_link_names() -> Outcome {
     let it = LockedLab::new()?;
     for (number, name) in HOSTILE.iter().enumerate() {
-        let make = format!(
-            "name=$(printf '{name}') && ip link add name \"$name\" type veth peer name p{number} \
-             && ip link set \"$name\" up && ip link set p{number} up"
-        );
-        it.lab.client.command("sh", &["-c", &make])?;
+        add_link(&it.lab, name, number)?;
     }
     let passes: Vec<bool> = probe_all(&it.lab)?;
     if passes != [true; HOSTILE.len()] {
@@ -287,7 +284,7 @@ pub fn t44_hostile_link_names() -> Outcome {
     }
     plain_text_only(&it, &["status"])?;
     plain_text_only(&it, &["plan"])?;
-    for name in ["a\";flush", "*", "wg*", "\u{1b}[31mred", "q\"};{", "br-*"] {
+    for name in HOSTILE.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
         let asked = ["explain", "--out", name, "--to", "1.1.1.1", "--proto", "udp", "--port", "53"];
         let said = plain_text_only(&it, &asked)?;
         if !said.contains("refused") {
@@ -302,43 +299,49 @@ pub fn t44_hostile_link_names() -> Outcome {
     Ok(())
 }
 
-/// Whether a frame sent through each of the links reaches the other end.
-fn probe_all(lab: &Lab) -> Result<Vec<bool>> {
-    (0..HOSTILE.len()).map(|number| frame_arrives(lab, number)).collect()
+/// A pair of links; printf(1) writes the name.
+fn add_link(lab: &Lab, name: &[u8], number: usize) -> Result<()> {
+    let octal: String = name.iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let add = format!(
+        "name=$(printf '{octal}') && ip link add name \"$name\" type veth peer name p{number} && \
+         ip link set \"$name\" up && ip link set p{number} up"
+    );
+    lab.client.command("sh", &["-c", &add]).map(drop)
 }
 
-/// A link's name may not be text, so Python names it by bytes; the other end counts.
-fn frame_arrives(lab: &Lab, number: usize) -> Result<bool> {
-    const SCRIPT: &str = "
-import fcntl, os, socket, struct, sys
-# A veth's other end is made first, so its index is one less.
-index = socket.if_nametoindex(sys.argv[1]) + 1
-listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-listener.bind((sys.argv[1], 3))
-listener.settimeout(1)
-sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-# SIOCGIFNAME, netdevice(7).
-request = fcntl.ioctl(sender, 0x8910, struct.pack('16si20x', b'', index))
-name = request[:16].split(b'\\0')[0]
-frame = b'\\xff' * 6 + bytes(6) + b'\\x08\\x00' + sys.argv[2].encode()
-try:
-    sender.bind((os.fsdecode(name), 0))
-    for _ in range(3):
-        sender.send(frame)
-except OSError as error:
-    print('refused', error)
-    sys.exit(0)
-try:
-    while True:
-        if sys.argv[2].encode() in listener.recv(2000):
-            print('arrived')
-            break
-except TimeoutError:
-    print('nothing')
-";
-    let mark = String::from_utf8_lossy(&canary("frame")).into_owned();
-    let said = lab.client.command("python3", &["-c", SCRIPT, &format!("p{number}"), &mark])?;
-    Ok(said.starts_with("arrived"))
+/// Whether a frame sent through each of the links reaches the other end.
+fn probe_all(lab: &Lab) -> Result<Vec<bool>> {
+    HOSTILE.iter().zip(0..).map(|(name, number)| frame_arrives(lab, name, number)).collect()
+}
+
+/// Larger than all that the kernel sends by itself meanwhile.
+fn frame_arrives(lab: &Lab, name: &[u8], number: usize) -> Result<bool> {
+    const SIZE: usize = 1400;
+    const COUNT: usize = 50;
+    // nix tells of links by names made text in the same way.
+    let sender = PacketSocket::open(&lab.client, &String::from_utf8_lossy(name))?;
+    let mut frame = vec![0xff; SIZE];
+    frame[6..12].copy_from_slice(&sender.address());
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    let before = received(lab, number)?;
+    let sent = (0..COUNT).filter(|_| sender.send(&frame).is_ok()).count();
+    let arrived = received(lab, number)? - before >= SIZE * COUNT;
+    match (sent, arrived) {
+        (COUNT, true) => Ok(true),
+        (0, false) => Ok(false),
+        other => Err(Error::new(format!("link {number}: {other:?}"))),
+    }
+}
+
+/// Bytes that came in at a hostile link's other end (proc_net_dev(5)).
+fn received(lab: &Lab, number: usize) -> Result<usize> {
+    let table = lab.client.command("cat", &["/proc/net/dev"])?;
+    let end = format!("p{number}:");
+    table
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(&end)?.split_whitespace().next())
+        .and_then(|bytes| bytes.parse().ok())
+        .ok_or_else(|| Error::new(format!("no link {end}")))
 }
 
 /// Runs the program: it must end well or as `status` does, and print no control character.

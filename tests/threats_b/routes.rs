@@ -257,7 +257,8 @@ pub fn t48_names_are_not_asked_of_the_lan() -> Outcome {
         Shot::udp("bound", "192.168.1.1:53").through(CLIENT_LINK),
     ];
     // Ports at which nobody answers: an answer to a closed socket would make the client object.
-    let others = [Shot::udp("web4", "192.168.1.20:9998"), Shot::udp("web6", "[2001:db8:1::20]:9998")];
+    let others =
+        [Shot::udp("web4", "192.168.1.20:9998"), Shot::udp("web6", "[2001:db8:1::20]:9998")];
     for layers in LAYERS {
         let mut it = LockedLab::with("[allow]\nlan = [\"192.168.1.0/24\", \"2001:db8:1::/64\"]\n")?;
         it.expectation.lan = vec!["192.168.1.0/24".parse()?, "2001:db8:1::/64".parse()?];

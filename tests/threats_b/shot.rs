@@ -116,6 +116,14 @@ impl Shot {
         sockets.during(self.name).map(drop)
     }
 
+    /// Sends it once; its socket.
+    ///
+    /// # Errors
+    /// If no socket could be had.
+    pub fn hold_open(&self, host: &Host) -> Result<OwnedFd> {
+        host.run(|| self.send())?.during(self.name)
+    }
+
     fn send(&self) -> io::Result<OwnedFd> {
         let family = if self.to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let kind = if self.kind == Kind::Tcp { SockType::Stream } else { SockType::Datagram };
