@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::args::{Arguments, File, Format, Rules};
-use super::output::{Style, json, say, styled, warning};
+use super::output::{Style, harmless, json, say, styled, warning};
 use super::{BAD_CONFIGURATION, Failure};
 use crate::config::{self, Notice};
 use crate::lock;
@@ -154,7 +154,7 @@ pub(super) fn plan(arguments: &Arguments, options: &File) -> Result<u8, Failure>
             Effect::Neutral => "neutral ".to_owned(),
         };
         let sign = if change.added { '+' } else { '-' };
-        say(&format!("{effect} {sign} {}: {}", change.place, change.text));
+        say(&format!("{effect} {sign} {}: {}", change.place, harmless(&change.text)));
     }
     Ok(0)
 }

@@ -37,13 +37,30 @@ fn paint(style: Style, text: &str, terminal: bool) -> String {
 /// An error on standard error.
 pub fn error(message: &str) {
     let label = paint(Style::Red, "error:", std::io::stderr().is_terminal());
-    say_aside(&format!("{label} {message}"));
+    say_aside(&format!("{label} {}", harmless(message)));
 }
 
 /// A warning on standard error.
 pub fn warning(message: &str) {
     let label = paint(Style::Yellow, "warning:", std::io::stderr().is_terminal());
-    say_aside(&format!("{label} {message}"));
+    say_aside(&format!("{label} {}", harmless(message)));
+}
+
+/// What others chose (a link may be called almost anything) must not steer the terminal: control
+/// characters and those that turn the writing's direction are spelt out.
+pub fn harmless(text: &str) -> String {
+    let steers = |character: char| {
+        (character.is_control() && character != '\n')
+            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match steers(character) {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
 }
 
 fn say_aside(text: &str) {
@@ -68,4 +85,18 @@ pub fn completions(shell: clap_complete::Shell) {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "killswitch", &mut script);
     let _ = std::io::stdout().write_all(&script);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn a_name_cannot_steer_the_terminal() {
+        assert_eq!(
+            harmless("eth0 \u{1b}[2J\u{9b}1m\r\u{202e}x"),
+            "eth0 \\u{1b}[2J\\u{9b}1m\\r\\u{202e}x"
+        );
+        assert_eq!(harmless("größe\nzwei"), "größe\nzwei");
+    }
 }

@@ -3,7 +3,7 @@
 use super::Failure;
 use super::args::Arguments;
 use super::change::load_or_strictest;
-use super::output::{Style, json, say, styled};
+use super::output::{Style, harmless, json, say, styled};
 use crate::lock::{self, State, Status};
 
 /// Exit status where nothing can be told.
@@ -46,19 +46,23 @@ fn print(status: &Status) {
         false => styled(Style::Red, "not intact"),
     };
     say(&format!("table     {}{}", mark(layers.table), if layers.owned { ", owned" } else { "" }));
-    let links =
-        if layers.egress.is_empty() { "no links".to_owned() } else { layers.egress.join(", ") };
+    let links = if layers.egress.is_empty() {
+        "no links".to_owned()
+    } else {
+        harmless(&layers.egress.join(", "))
+    };
     say(&format!("egress    {links}"));
     say(&format!("routes    {}", mark(layers.routes)));
     say(&format!("daemon    {}", if status.daemon { "running" } else { "not running" }));
     for (chain, reasons) in &status.dropped {
         for (reason, count) in reasons.iter().filter(|(_, count)| count.packets > 0) {
+            let (chain, reason) = (harmless(chain), harmless(reason));
             let (packets, size) = (count.packets, bytes(count.bytes));
             say(&format!("dropped   {chain}: {reason}: {packets} packets, {size}"));
         }
     }
     for reason in &status.degraded {
-        say(&format!("{}  {reason}", styled(Style::Yellow, "degraded")));
+        say(&format!("{}  {}", styled(Style::Yellow, "degraded"), harmless(reason)));
     }
 }
 

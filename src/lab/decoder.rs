@@ -217,7 +217,8 @@ fn internet(ends: &Ends, number: IpNumber, payload: &[u8], expected: &Expectatio
         },
         IpNumber::IPV6_ICMP => icmpv6(ends, payload, expected),
         IpNumber::ICMP => match payload.first() {
-            Some(8) if local(ends.destination, expected) => Allowed("LAN"),
+            // Echoes and errors: who may be reached may be answered.
+            Some(0 | 3 | 8 | 11) if local(ends.destination, expected) => Allowed("LAN"),
             kind => leak(format!("ICMP type {} {ends}", kind.copied().unwrap_or_default())),
         },
         IpNumber::IGMP if expected.groups => Allowed("multicast group"),
@@ -302,7 +303,7 @@ fn icmpv6(ends: &Ends, message: &[u8], expected: &Expectation) -> Verdict {
     if matches!(kind, 131 | 132 | 143) && expected.groups {
         return Allowed("multicast group");
     }
-    if kind == 128 && local(ends.destination, expected) {
+    if matches!(kind, 1 | 3 | 128 | 129) && local(ends.destination, expected) {
         return Allowed("LAN");
     }
     leak(format!("ICMPv6 type {kind} {ends}"))
