@@ -210,7 +210,7 @@ impl LockedLab {
         let mut last = String::new();
         eventually(&format!("{what} on the wire"), || {
             let seen = self.during(&act)?;
-            last = seen.report.summary();
+            last = seen.report.summary(20);
             Ok(seen.must_show(what).is_ok())
         })
         .during(last)
@@ -265,7 +265,7 @@ impl Seen {
         if self.holds(&canary(what)) || self.has_leak(what) {
             return Ok(());
         }
-        Err(Error::new(format!("{what} was not seen on the wire: {}", self.report.summary())))
+        Err(Error::new(format!("{what} was not seen on the wire: {}", self.report.summary(20))))
     }
 
     /// The negative control: before anything is done, this canary must not be there.
@@ -279,7 +279,7 @@ impl Seen {
     /// Nothing may have leaked, and no canary may be in any frame.
     pub fn must_be_clean(&self) -> Result<()> {
         if self.report.leaked_total() > 0 {
-            return Err(Error::new(format!("leaked: {}", self.report.summary())));
+            return Err(Error::new(format!("leaked: {}", self.report.summary(20))));
         }
         if self.holds(CANARY.as_bytes()) {
             return Err(Error::new("a canary is in a frame that may leave"));

@@ -275,7 +275,7 @@ pub fn t07_arp() -> Outcome {
     it.lab.client.output("ping", &["-c1", "-W1", &NEIGHBOUR_V4.to_string()])?;
     let report = capture.report();
     if report.allowed_total() + report.leaked_total() > 0 {
-        return Err(format!("{:?} {}", report.allowed, report.summary()).into());
+        return Err(format!("{:?} {}", report.allowed, report.summary(20)).into());
     }
     // The same capture sees the same again once the lock is off.
     it.unlock()?;
@@ -306,7 +306,7 @@ pub fn t10_vxlan() -> Outcome {
     let seen = it.during(|lab| send(lab, &senders))?;
     seen.must_show("inner4")?;
     if !seen.has_leak(&format!("-> {INTERNET_V4}:4789")) {
-        return Err(format!("no vxlan: {}", seen.report.summary()).into());
+        return Err(format!("no vxlan: {}", seen.report.summary(20)).into());
     }
     it.lock()?;
     let before = sent(&it)?;
