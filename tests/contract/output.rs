@@ -18,6 +18,8 @@ pub fn a_day_in_its_life() -> Outcome {
 
     assert_eq!(run(&["lock"])?.exits(0).out, "locked\n");
     assert!(!machine.reaches_the_other_end()?);
+    // Past the routing guard, so that the tables have something to count.
+    machine.host.output("ping", &["-c1", "-W1", "-I", "eth0", "192.168.1.1"])?;
     let status = run(&["status"])?.exits(10);
     assert!(status.out.contains("state     blocked"), "{status:?}");
     assert!(status.out.contains("dropped   output: blocked: "), "{status:?}");
