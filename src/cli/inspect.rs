@@ -7,6 +7,7 @@ use super::output::{Style, harmless, json, say, styled, warning};
 use super::{BAD_CONFIGURATION, Failure};
 use crate::config::{self, Notice};
 use crate::lock;
+use crate::netfilter::live::DORMANT;
 use crate::netfilter::{self, LiveTable};
 use crate::policy::Policy;
 use crate::ruleset::plan::{Change, Described, Effect, changes};
@@ -188,7 +189,25 @@ fn table_changes(live: Option<&LiveTable>, table: Option<&Table>, family: Family
     if live.is_none() {
         changes.iter_mut().for_each(|change| change.effect = Effect::Tightens);
     }
+    if let (Some(live), Some(table)) = (live, table) {
+        changes.extend(beyond_lines(live, table, changes.is_empty()));
+    }
     changes
+}
+
+/// What no line shows: a table that sleeps; and if no line differs, their order.
+fn beyond_lines(live: &LiveTable, table: &Table, same_lines: bool) -> Option<Change> {
+    let change = |effect, text: &str| Change {
+        effect,
+        added: true,
+        place: format!("{} table", table.family),
+        text: text.into(),
+    };
+    if live.flags & DORMANT != 0 {
+        return Some(change(Effect::Tightens, "awake: it is dormant and stops nothing"));
+    }
+    (same_lines && !live.equals(table))
+        .then(|| change(Effect::Neutral, "the same rules in their right order and number"))
 }
 
 /// The live table in the compiled one's words; what has none there is foreign.
