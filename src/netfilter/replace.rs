@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::batch::{Batch, Refusal};
-use super::live::{self, LiveTable, OWNER, PERSIST};
+use super::live::{self, DORMANT, LiveTable, OWNER, PERSIST};
 use crate::netlink::Socket;
 use crate::ruleset::{Element, Family, Set, Table, expression};
 
@@ -34,6 +34,14 @@ pub fn apply(socket: &Socket, table: &Table) -> Result<Applied, Error> {
             return Ok(Applied::Unchanged);
         }
         refuse_if_owned(socket, table.family, live.as_ref())?;
+        if let Some(flags) = live.as_ref().and_then(flags_to_set) {
+            let mut batch = Batch::new(table.family);
+            batch.add_table(flags);
+            match batch.commit(socket, Some(generation)) {
+                Ok(()) | Err(Refusal::Raced) => continue,
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
         match replace(socket, table, live.as_ref(), generation) {
             Ok(()) => {}
             Err(Refusal::Raced) => continue,
@@ -81,6 +89,16 @@ fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) ->
         Some(port) if port != socket.port() => Err(Error::Owned { family, port }),
         _ => Ok(()),
     }
+}
+
+/// An orphan is adopted, and a dormant table woken, before it is filled: in a transaction that
+/// changes a table's flags the kernel takes no new base chain (EINVAL, nf_tables_addchain).
+fn flags_to_set(live: &LiveTable) -> Option<u32> {
+    let wanted = match live.flags & PERSIST {
+        0 => live.flags & OWNER,
+        _ => OWNER | PERSIST,
+    };
+    (live.flags & (OWNER | PERSIST | DORMANT) != wanted).then_some(wanted)
 }
 
 /// Owner and persist if the kernel has both; neither otherwise: a table with an owner alone would
