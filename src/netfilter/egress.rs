@@ -22,6 +22,8 @@ const TRIES: u32 = 10;
 /// What the egress guard covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Guard {
+    /// Whether the kernel held anything else before.
+    pub changed: bool,
     /// Links whose probe was blocked.
     pub proven: Vec<String>,
     /// Links that could not be probed, and why (down; not Ethernet).
@@ -36,14 +38,14 @@ pub struct Guard {
 /// [`Error`]; [`Error::Refused`] on kernels without egress chains (before 5.16).
 pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Result<Guard, Error> {
     let mut last = match apply(netfilter, &guard(policy, None)) {
-        Ok(_) => return probe(&guarded(policy, &netlink::links(route)?)),
+        Ok(applied) => return prove(applied, &guarded(policy, &netlink::links(route)?)),
         Err(error @ Error::Refused(_)) => error,
         Err(error) => return Err(error),
     };
     for _ in 0..TRIES {
         let links = guarded(policy, &netlink::links(route)?);
         match apply(netfilter, &guard(policy, Some(&references(&links)))) {
-            Ok(Applied::Changed | Applied::Unchanged) => return probe(&links),
+            Ok(applied) => return prove(applied, &links),
             Err(error @ Error::Refused(_)) => last = error,
             Err(error) => return Err(error),
         }
@@ -73,6 +75,10 @@ fn is_exempt(policy: &Policy, link: &Link) -> bool {
     is_tunnel
         || (kind == "bridge" && named(&policy.internal))
         || (matches!(kind, "veth" | "tun") && named(&policy.internal_ports))
+}
+
+fn prove(applied: Applied, links: &[Link]) -> Result<Guard, Error> {
+    Ok(Guard { changed: applied == Applied::Changed, ..probe(links)? })
 }
 
 /// Sends each link an empty frame to itself that the guard must refuse with ENOBUFS.
