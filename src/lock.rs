@@ -115,6 +115,7 @@ fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
     let applied = Socket::open(NetlinkFamily::Route)
         .map_err(netfilter::Error::from)
         .and_then(|route| netfilter::apply_guard(&netfilter, &route, policy));
+    outcome.changed |= applied.as_ref().is_ok_and(|guard| guard.changed);
     let holds = match applied {
         Ok(guard) if guard.open.is_empty() => true,
         Ok(guard) => {

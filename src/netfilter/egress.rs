@@ -23,6 +23,8 @@ const TRIES: u32 = 10;
 /// What the egress guard covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Guard {
+    /// Whether the kernel held anything else before.
+    pub changed: bool,
     /// Links whose probe was blocked.
     pub proven: Vec<String>,
     /// Links that could not be probed, and why (down; not Ethernet).
@@ -36,6 +38,10 @@ impl Guard {
         let proven = links.iter().map(|link| link.name.clone()).collect();
         Guard { proven, ..Guard::default() }
     }
+
+    fn after(self, applied: Applied) -> Self {
+        Guard { changed: applied == Applied::Changed, ..self }
+    }
 }
 
 /// Puts the guard on every link and probes each.
@@ -44,13 +50,13 @@ impl Guard {
 /// [`Error`]; [`Error::Refused`] on kernels without egress chains (before 5.16).
 pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Result<Guard, Error> {
     let mut last = match apply(netfilter, &guard(policy, None)) {
-        Ok(_) => {
+        Ok(applied) => {
             let links = guarded(policy, &netlink::links(route)?);
-            return if loopback_probe_is_refused() {
-                Ok(Guard::proven(&links))
-            } else {
-                probe(&links)
+            let found = match loopback_probe_is_refused() {
+                true => Guard::proven(&links),
+                false => probe(&links)?,
             };
+            return Ok(found.after(applied));
         }
         Err(error @ Error::Refused(_)) => error,
         Err(error) => return Err(error),
@@ -58,7 +64,7 @@ pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Resul
     for _ in 0..TRIES {
         let links = guarded(policy, &netlink::links(route)?);
         match apply(netfilter, &guard(policy, Some(&references(&links)))) {
-            Ok(Applied::Changed | Applied::Unchanged) => return probe(&links),
+            Ok(applied) => return Ok(probe(&links)?.after(applied)),
             Err(error @ Error::Refused(_)) => last = error,
             Err(error) => return Err(error),
         }
