@@ -1,8 +1,9 @@
 //! What looks like the tunnel's outer packets, and what other programs' chains make of a packet.
 
 use base64ct::{Base64, Encoding};
+use killswitch::lab::addresses::*;
 use killswitch::lab::decoder::Server;
-use killswitch::lab::harness::Outcome;
+use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::{Lab, Result};
 
 use crate::common::LockedLab;
@@ -283,6 +284,67 @@ pub fn t36_foreign_reroute_of_loopback() -> Outcome {
         no_naive_lock(&it.lab)?;
         it.lock()?;
         hold_by_tables_too(&it, &shots)?;
+    }
+    Ok(())
+}
+
+/// A packet that output lets into the tunnel, then sent through the physical link with the
+/// tunnel's address.
+pub fn t36_foreign_reroute_of_the_tunnel() -> Outcome {
+    let shots = [Shot::udp("dns4", "1.1.1.1:53"), Shot::udp("dns6", "[2606:4700:4700::1111]:53")];
+    for more in ["", "[lock]\negress_guard = false\n"] {
+        let mut it = LockedLab::with(more)?;
+        it.lab.start_server(0)?;
+        naive_lock(&it.lab, 0, "oifname \"wg0\" accept")?;
+        nft(
+            &it.lab,
+            "table inet foreign {
+                chain output {
+                    type route hook output priority 100;
+                    udp dport 53 meta mark set 7
+                }
+            }",
+        )?;
+        for family in ["-4", "-6"] {
+            let rule = [family, "rule", "add", "pref", "8", "fwmark", "7", "lookup", "main"];
+            it.lab.client.command("ip", &rule)?;
+        }
+        it.lab.route_into_tunnel()?;
+        let tunnel = it.lab.client_tunnel(0)?;
+        leak(&it, &shots)?;
+        drop(tunnel);
+        no_naive_lock(&it.lab)?;
+        it.lock()?;
+        let _tunnel = it.lab.client_tunnel(0)?;
+        it.lab.client.ip(&format!(
+            "route replace default dev {TUNNEL_LINK} table {MARK} proto kernel
+             route replace ::/0 dev {TUNNEL_LINK} table {MARK} proto kernel"
+        ))?;
+        eventually("the tunnel works", || {
+            Ok(it.lab.client.output("ping", &["-c1", "-W2", "9.9.9.9"])?.status.success())
+        })?;
+        hold(&it, &shots)?;
+    }
+    Ok(())
+}
+
+/// A copy of a packet to this machine, made by a foreign chain and sent to the gateway.
+pub fn t36_foreign_duplicate() -> Outcome {
+    let shots = [Shot::udp("to lo", "127.0.0.1:53"), Shot::udp("to ourselves", "192.168.1.50:53")];
+    for more in ["", "[lock]\negress_guard = false\n"] {
+        let it = LockedLab::with(more)?;
+        nft(
+            &it.lab,
+            "table ip foreign {
+                chain output {
+                    type filter hook output priority 50;
+                    oif lo udp dport 53 dup to 192.168.1.1 device \"eth0\"
+                }
+            }",
+        )?;
+        leak(&it, &shots)?;
+        it.lock()?;
+        hold(&it, &shots)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, eventually};
-use killswitch::lab::{Host, Lab, Result};
+use killswitch::lab::{Error, Host, Lab, Result};
 
 use crate::bridges::guest;
 use crate::common::LockedLab;
@@ -86,7 +86,7 @@ pub fn forward_tunnel_takes_lan_clients() -> Outcome {
     }
     it.lab.start_server(0)?;
     it.lock()?;
-    it.during(send)?.must_be_clean()?;
+    none_leaks(&it, send)?;
     let tunnel = it.lab.client_tunnel(0)?;
     tunnel_routes(&it.lab)?;
     eventually("a LAN client through the tunnel", || {
@@ -94,6 +94,16 @@ pub fn forward_tunnel_takes_lan_clients() -> Outcome {
     })?;
     talks(&it.lab.neighbour, &OUT)?;
     drop(tunnel);
-    it.during(send)?.must_be_clean()?;
+    none_leaks(&it, send)?;
     Ok(())
+}
+
+/// The LAN client is told why, in an ICMP error that quotes its own packet: so no canary is looked
+/// for.
+fn none_leaks(it: &LockedLab, send: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    let report = it.during(send)?.report;
+    match report.leaked_total() {
+        0 => Ok(()),
+        _ => Err(Error::new(format!("leaked: {}", report.summary()))),
+    }
 }

@@ -26,6 +26,8 @@ const TESTS: &[Test] = &[
     ("t34_foreign_dnat_of_the_endpoint", endpoint::t34_foreign_dnat_of_the_endpoint),
     ("t35_foreign_dnat_of_loopback", endpoint::t35_foreign_dnat_of_loopback),
     ("t36_foreign_reroute_of_loopback", endpoint::t36_foreign_reroute_of_loopback),
+    ("t36_foreign_reroute_of_the_tunnel", endpoint::t36_foreign_reroute_of_the_tunnel),
+    ("t36_foreign_duplicate", endpoint::t36_foreign_duplicate),
     ("t37_link_renamed_to_the_tunnel", links::t37_link_renamed_to_the_tunnel),
     ("t38_alternative_name", links::t38_alternative_name),
     ("t39_renamed_link_keeps_its_guard", links::t39_renamed_link_keeps_its_guard),
