@@ -9,6 +9,7 @@ use killswitch::policy::{LinkPattern, MessageShape, Policy, Protocol};
 use crate::packet::{
     ARP, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV6, LOOPBACK, Link, Packet, TCP, UDP, Way,
 };
+use crate::packets::Step;
 
 /// Whether the packet may go its way.
 pub fn may_pass(policy: &Policy, packet: &Packet, way: Way) -> bool {
@@ -18,6 +19,18 @@ pub fn may_pass(policy: &Policy, packet: &Packet, way: Way) -> bool {
         Way::Forwarded(from, out) => may_be_forwarded(policy, packet, from, out),
         Way::Frame(out) => may_be_handed_to(policy, packet, out),
     }
+}
+
+/// Each step with the verdict. What should follow a packet that did not pass follows nothing.
+pub fn decide(policy: &Policy, mut steps: Vec<Step>) -> Vec<(Step, bool)> {
+    let mut passes: Vec<bool> = Vec::new();
+    for step in &mut steps {
+        if step.after.is_some_and(|first| !passes[first]) {
+            step.packet.history = History::None;
+        }
+        passes.push(may_pass(policy, &step.packet, step.way));
+    }
+    steps.into_iter().zip(passes).collect()
 }
 
 /// "What may leave while locked. Everything else is dropped."

@@ -31,18 +31,6 @@ pub const LOOK_ALIKE: Link = Link { name: "br-fake", kind: Some("veth") };
 pub const PORT: Link = Link { name: "vnet0", kind: Some("veth") };
 /// The links that the kernel's judge has.
 pub const REAL: [Link; 6] = [LOOPBACK, NIC, TUNNEL, BRIDGE, LOOK_ALIKE, PORT];
-/// Links that only the other judges can have.
-pub const IMAGINED: [Link; 8] = [
-    Link { name: "wg0", kind: Some("wireguard") },
-    Link { name: "wg0", kind: Some("veth") },
-    Link { name: "wg0", kind: None },
-    Link { name: "wg01", kind: Some("wireguard") },
-    Link { name: "wg", kind: Some("tun") },
-    Link { name: "nic", kind: None },
-    Link { name: "br-", kind: Some("bridge") },
-    Link { name: "vnet", kind: Some("tun") },
-];
-
 /// Where a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {

@@ -8,7 +8,7 @@ use killswitch::policy::{Inbound, MessageShape, Policy, Protocol, Server};
 use crate::dice::Dice;
 use crate::packet::{
     ARP, BRIDGE, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV4, IPV6, LOOK_ALIKE, LOOPBACK, Link,
-    NIC, PORT, Packet, Ports, TCP, TUNNEL, UDP, Way, address, is_local, machine_addresses, shifted,
+    NIC, PORT, Packet, Ports, TCP, TUNNEL, UDP, Way, address, machine_addresses, shifted,
 };
 use crate::policies::PORTS;
 
@@ -632,14 +632,4 @@ fn quoted(packet: &Packet) -> Vec<u8> {
     rest.extend(crate::wire::datagram(packet, 1, 0));
     rest.truncate(200);
     rest
-}
-
-/// Whether a packet can go this way at all: what is to this machine leaves by loopback only.
-pub fn is_possible(step: &Step) -> bool {
-    let to_us = is_local(step.packet.destination);
-    match step.way {
-        Way::Sent(LOOPBACK) | Way::Frame(_) => true,
-        Way::Sent(_) | Way::Forwarded(..) => !to_us,
-        Way::Received(_) => true,
-    }
 }

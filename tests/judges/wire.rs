@@ -4,9 +4,6 @@ use std::net::IpAddr;
 
 use crate::packet::{Body, ICMPV6, Packet, Ports, UDP};
 
-/// A hardware address.
-pub type Mac = [u8; 6];
-
 /// The IP packet, with an identity in IPv4's identification or IPv6's flow label and a type of
 /// service: no rule looks at either.
 pub fn datagram(packet: &Packet, identity: u16, service: u8) -> Vec<u8> {
@@ -36,32 +33,6 @@ pub fn datagram(packet: &Packet, identity: u16, service: u8) -> Vec<u8> {
         }
         _ => Vec::new(),
     }
-}
-
-/// An Ethernet frame; of what is not IP, the source address is the identity.
-pub fn frame(packet: &Packet, identity: u16, service: u8, to: Mac) -> Vec<u8> {
-    let mut bytes = to.to_vec();
-    bytes.extend(sender(identity));
-    bytes.extend(packet.ethertype.to_be_bytes());
-    match (&packet.body, packet.source, packet.destination) {
-        (Body::NotIp, IpAddr::V4(from), IpAddr::V4(to)) => {
-            // ARP (RFC 826): Ethernet, IPv4, a request.
-            bytes.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-            bytes.extend(sender(identity));
-            bytes.extend(from.octets());
-            bytes.extend([0; 6]);
-            bytes.extend(to.octets());
-            bytes.resize(60, 0);
-        }
-        _ => bytes.extend(datagram(packet, identity, service)),
-    }
-    bytes
-}
-
-/// A locally administered hardware address that says an identity.
-pub fn sender(identity: u16) -> Mac {
-    let [high, low] = identity.to_be_bytes();
-    [2, 0, 0, 0, high, low]
 }
 
 /// Listener reports carry a router alert (RFC 3810, 5).

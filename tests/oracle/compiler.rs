@@ -52,7 +52,6 @@ proptest! {
 
     #[test]
     fn the_order_of_a_configuration_changes_nothing(seed in any::<u64>()) {
-        let mut dice = Dice::new(seed);
         let written = configuration(|_| {});
         let permuted = configuration(|list| shuffle(list, seed));
         prop_assert_eq!(text(&tables(&written)), text(&tables(&permuted)));
