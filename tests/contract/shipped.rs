@@ -70,7 +70,7 @@ pub fn nothing_leaves_under_the_static_lock() -> Outcome {
     capture.take();
     knock(&lab)?;
     let report = capture.stop()?;
-    assert_eq!(report.leaked_total(), 0, "{}", report.summary());
+    assert_eq!(report.leaked_total(), 0, "{}", report.summary(20));
     Ok(())
 }
 
@@ -99,7 +99,7 @@ pub fn the_program_takes_the_static_lock_over_without_a_gap() -> Outcome {
     }
     let report = capture.stop()?;
     assert!(flood.stop()?.sent > 0 || report.leaked.is_empty());
-    assert_eq!(report.leaked_total(), 0, "{}", report.summary());
+    assert_eq!(report.leaked_total(), 0, "{}", report.summary(20));
     run("lock")?;
     let status = lab.client.output(PROGRAM, &["--config", &configuration, "status"])?;
     assert_eq!(status.status.code(), Some(10), "{status:?}");

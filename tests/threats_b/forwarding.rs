@@ -104,6 +104,6 @@ fn none_leaks(it: &LockedLab, send: impl FnOnce(&Lab) -> Result<()>) -> Result<(
     let report = it.during(send)?.report;
     match report.leaked_total() {
         0 => Ok(()),
-        _ => Err(Error::new(format!("leaked: {}", report.summary()))),
+        _ => Err(Error::new(format!("leaked: {}", report.summary(20)))),
     }
 }
