@@ -32,7 +32,12 @@ fn main() -> std::process::ExitCode {
                 senders::t04_foreign_netdev_chain_forwards_to_the_link,
             ),
             ("t05_every_socket", senders::t05_every_socket),
+            ("t05_every_socket_by_the_table_alone", senders::t05_every_socket_by_the_table_alone),
             ("t06_answers_of_the_kernel", senders::t06_answers_of_the_kernel),
+            (
+                "t06_answers_of_the_kernel_by_the_table_alone",
+                senders::t06_answers_of_the_kernel_by_the_table_alone,
+            ),
             ("t07_arp", senders::t07_arp),
             ("t08_arp_for_the_tunnel_address", neighbours::t08_arp_for_the_tunnel_address),
             ("t09_probes_of_the_tunnel_address", neighbours::t09_probes_of_the_tunnel_address),
@@ -40,6 +45,10 @@ fn main() -> std::process::ExitCode {
             ("t11_a_local_program_is_told_at_once", senders::t11_a_local_program_is_told_at_once),
             ("t11_reject_stays_here", senders::t11_reject_stays_here),
             ("t12_routed_container", guests::t12_routed_container),
+            (
+                "t12_routed_container_by_the_table_alone",
+                guests::t12_routed_container_by_the_table_alone,
+            ),
             ("t13_container_bridged_with_the_link", guests::t13_container_bridged_with_the_link),
             ("t13_link_in_an_internal_bridge", guests::t13_link_in_an_internal_bridge),
             ("t14_macvlan_in_a_container", guests::t14_macvlan_in_a_container),
@@ -61,7 +70,15 @@ fn main() -> std::process::ExitCode {
                 "t18_connections_older_than_the_lock",
                 connections::t18_connections_older_than_the_lock,
             ),
+            (
+                "t18_connections_older_than_the_lock_by_the_table_alone",
+                connections::t18_connections_older_than_the_lock_by_the_table_alone,
+            ),
             ("t19_inbound_service", connections::t19_inbound_service),
+            (
+                "t19_inbound_service_by_the_table_alone",
+                connections::t19_inbound_service_by_the_table_alone,
+            ),
             (
                 "t20_old_sockets_bring_the_home_address_into_the_tunnel",
                 connections::t20_old_sockets_bring_the_home_address_into_the_tunnel,
