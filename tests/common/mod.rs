@@ -78,6 +78,28 @@ impl LockedLab {
         Ok(it)
     }
 
+    /// With nothing but table `inet killswitch`: neither the egress guard nor, since another program
+    /// brings the tunnel up, the routing guard can hide what the table lets through.
+    pub fn table_alone(more: &str) -> Result<Self> {
+        let it = Self::new()?;
+        let [one, two] = &it.lab.servers;
+        let text = format!(
+            "[lock]\n\
+             egress_guard = false\n\
+             [tunnel]\n\
+             kind = \"external\"\n\
+             interface = \"{TUNNEL_LINK}\"\n\
+             addresses = [\"{TUNNEL_V4}/32\", \"{TUNNEL_V6}/128\"]\n\
+             [[server]]\n\
+             name = \"both\"\n\
+             endpoints = [\"{}\", \"{}\"]\n\
+             {more}",
+            one.endpoint_v4, two.endpoint_v4
+        );
+        it.write("killswitch.toml", &text)?;
+        Ok(it)
+    }
+
     /// A file in the configuration's directory; only root may read it.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.directory.path().join(name);

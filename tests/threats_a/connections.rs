@@ -39,7 +39,14 @@ fn write(stream: &mut TcpStream, name: &str) -> Result<()> {
 
 /// UDP and TCP of both families; conntrack knows them all, so a naive ruleset lets them live on.
 pub fn t18_connections_older_than_the_lock() -> Outcome {
-    let it = LockedLab::new()?;
+    older_are_stopped(&LockedLab::new()?)
+}
+
+pub fn t18_connections_older_than_the_lock_by_the_table_alone() -> Outcome {
+    older_are_stopped(&LockedLab::table_alone("")?)
+}
+
+fn older_are_stopped(it: &LockedLab) -> Outcome {
     let track = "table inet track { chain output {
         type filter hook output priority 0
         ct state established counter
@@ -98,10 +105,18 @@ pub fn t18_connections_from_outside_older_than_the_lock() -> Outcome {
 
 /// A service is for the networks that the configuration names, and only to be answered.
 pub fn t19_inbound_service() -> Outcome {
+    only_the_named_network_is_served(LockedLab::with(INBOUND)?)
+}
+
+pub fn t19_inbound_service_by_the_table_alone() -> Outcome {
+    only_the_named_network_is_served(LockedLab::table_alone(INBOUND)?)
+}
+
+const INBOUND: &str =
+    "[allow]\ninbound = [{ proto = \"tcp\", port = 8000, from = [\"192.168.1.0/24\"] }]\n";
+
+fn only_the_named_network_is_served(mut it: LockedLab) -> Outcome {
     const SYN_ACK: &str = "TCP SYN+ACK 192.168.1.50 -> 203.0.113.10";
-    let inbound =
-        "[allow]\ninbound = [{ proto = \"tcp\", port = 8000, from = [\"192.168.1.0/24\"] }]\n";
-    let mut it = LockedLab::with(inbound)?;
     it.expectation.inbound = vec![Service {
         transport: Transport::Tcp,
         port: 8000,

@@ -104,6 +104,12 @@ pub fn t12_routed_container() -> Outcome {
     stopped(&it, &container, &SENDERS[..ROUTED])
 }
 
+pub fn t12_routed_container_by_the_table_alone() -> Outcome {
+    let it = LockedLab::table_alone("")?;
+    let container = routed(&it.lab)?;
+    stopped(&it, &container, &SENDERS[..ROUTED])
+}
+
 pub fn t13_container_bridged_with_the_link() -> Outcome {
     let it = LockedLab::new()?;
     let container = bridged(&it.lab, "bridge9")?;

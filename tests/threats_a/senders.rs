@@ -117,8 +117,7 @@ pub fn all_leaked(seen: &Seen, senders: &[Sender]) -> Result<()> {
     }
 }
 
-fn stopped(senders: &[Sender]) -> Outcome {
-    let it = LockedLab::new()?;
+fn stopped(it: &LockedLab, senders: &[Sender]) -> Outcome {
     all_leaked(&it.during(|lab| send(lab, senders))?, senders)?;
     it.lock()?;
     it.during(|lab| send(lab, senders))?.must_be_clean()?;
@@ -126,7 +125,7 @@ fn stopped(senders: &[Sender]) -> Outcome {
 }
 
 pub fn t01_packet_socket() -> Outcome {
-    stopped(&PACKET_SOCKETS)
+    stopped(&LockedLab::new()?, &PACKET_SOCKETS)
 }
 
 /// A limit: the egress guard asks for no more than the mark and a server's address, since a
@@ -187,7 +186,11 @@ pub fn t04_foreign_netdev_chain_forwards_to_the_link() -> Outcome {
 }
 
 pub fn t05_every_socket() -> Outcome {
-    stopped(&SOCKETS)
+    stopped(&LockedLab::new()?, &SOCKETS)
+}
+
+pub fn t05_every_socket_by_the_table_alone() -> Outcome {
+    stopped(&LockedLab::table_alone("")?, &SOCKETS)
 }
 
 /// Holds TCP port 8000 open and a multicast group joined.
@@ -224,6 +227,14 @@ pub fn start(host: &Host, arguments: &[&str]) -> Result<Process> {
 }
 
 pub fn t06_answers_of_the_kernel() -> Outcome {
+    answers_are_stopped(&LockedLab::new()?)
+}
+
+pub fn t06_answers_of_the_kernel_by_the_table_alone() -> Outcome {
+    answers_are_stopped(&LockedLab::table_alone("")?)
+}
+
+fn answers_are_stopped(it: &LockedLab) -> Outcome {
     const ANSWERS: [(&str, &str); 14] = [
         ("echo4", "ICMP type 0 192.168.1.50"),
         ("echo6", "ICMPv6 type 129 2001:db8:1::50"),
@@ -240,7 +251,6 @@ pub fn t06_answers_of_the_kernel() -> Outcome {
         ("igmp", "IP protocol 2 192.168.1.50"),
         ("mld", "IPv6 extension header 0 fe80::"),
     ];
-    let it = LockedLab::new()?;
     it.lab.client.sysctl("net/ipv4/icmp_ratelimit", "0")?;
     it.lab.client.sysctl("net/ipv6/icmp/ratelimit", "0")?;
     let _service = serve(&it.lab)?;
