@@ -134,7 +134,7 @@ fn leaves_without_the_lock(it: &LockedLab, start: Start) -> Result<()> {
     let (report, ..) = flooded(it, start, pause)?;
     match report.leaked_total() > 1000 {
         true => Ok(()),
-        false => Err(Error::new(format!("the flood is not seen: {}", report.summary()))),
+        false => Err(Error::new(format!("the flood is not seen: {}", report.summary(20)))),
     }
 }
 
@@ -149,7 +149,7 @@ fn nothing_leaks(start: Start, egress_guard: bool, times: usize) -> Outcome {
     let rate = offered as f64 / took.as_secs_f64();
     println!("{times} reloads in {took:.1?}: {offered} offered, {rate:.0} a second");
     if report.leaked_total() + report.lost > 0 {
-        return Err(format!("leaked {}, lost {}", report.summary(), report.lost).into());
+        return Err(format!("leaked {}, lost {}", report.summary(20), report.lost).into());
     }
     // Where nothing is offered, nothing can leak.
     if offered < 100 * times as u64 {
@@ -193,7 +193,7 @@ pub fn t26_reloaded_by_the_program_under_a_flood() -> Outcome {
     })?;
     assert!(flooded.sent + flooded.refused > 0);
     if report.leaked_total() + report.lost > 0 {
-        return Err(format!("leaked {}, lost {}", report.summary(), report.lost).into());
+        return Err(format!("leaked {}, lost {}", report.summary(20), report.lost).into());
     }
     Ok(())
 }
