@@ -222,13 +222,13 @@ fn set_up_isp(
          link add vpn1 index 102 type veth peer name eth0 netns {server1}
          link add vpn2 index 103 type veth peer name eth0 netns {server2}
          address add 100.64.7.1/30 dev home
-         address add 2001:db8:0:7::1/64 dev home
+         address add 2001:db8:0:7::1/64 dev home nodad
          address add 203.0.113.1/24 dev net
-         address add 2001:db8:ffff::1/64 dev net
+         address add 2001:db8:ffff::1/64 dev net nodad
          address add 198.51.100.1/25 dev vpn1
-         address add 2001:db8:a::1/64 dev vpn1
+         address add 2001:db8:a::1/64 dev vpn1 nodad
          address add 198.51.100.129/25 dev vpn2
-         address add 2001:db8:b::1/64 dev vpn2
+         address add 2001:db8:b::1/64 dev vpn2 nodad
          link set home up
          link set net up
          link set vpn1 up
@@ -247,7 +247,7 @@ fn set_up_isp(
 fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
     router.ip(&format!(
         "address add 100.64.7.2/30 dev wan0
-         address add 2001:db8:0:7::2/64 dev wan0
+         address add 2001:db8:0:7::2/64 dev wan0 nodad
          link set wan0 up
          route add default via 100.64.7.1
          route add ::/0 via 2001:db8:0:7::1
@@ -257,8 +257,8 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          link set {WIRE} master {LAN_LINK} up
          link set wire1 master {LAN_LINK} up
          address add {ROUTER_V4}/24 dev {LAN_LINK}
-         address add {ROUTER_V6}/64 dev {LAN_LINK}
-         address add {ROUTER_LINK_LOCAL}/64 dev {LAN_LINK}
+         address add {ROUTER_V6}/64 dev {LAN_LINK} nodad
+         address add {ROUTER_LINK_LOCAL}/64 dev {LAN_LINK} nodad
          link set {LAN_LINK} up",
         client = client.path(),
         neighbour = neighbour.path(),
@@ -270,7 +270,7 @@ fn set_up_ends(client: &Host, neighbour: &Host, internet: &Host) -> Result<()> {
     {
         host.ip(&format!(
             "address add {v4}/24 dev eth0
-             address add {v6}/64 dev eth0
+             address add {v6}/64 dev eth0 nodad
              link set eth0 up
              route add default via {ROUTER_V4}
              route add ::/0 via {ROUTER_LINK_LOCAL} dev eth0"
@@ -278,7 +278,7 @@ fn set_up_ends(client: &Host, neighbour: &Host, internet: &Host) -> Result<()> {
     }
     let mut commands = format!(
         "address add {INTERNET_V4}/24 dev eth0
-         address add {INTERNET_V6}/64 dev eth0
+         address add {INTERNET_V6}/64 dev eth0 nodad
          link set eth0 up
          route add default via 203.0.113.1
          route add ::/0 via 2001:db8:ffff::1\n"
@@ -299,7 +299,7 @@ fn set_up_server(server: &Host, v4: IpAddr, v6: IpAddr) -> Result<()> {
     };
     server.ip(&format!(
         "address add {v4}/25 dev eth0
-         address add {v6}/64 dev eth0
+         address add {v6}/64 dev eth0 nodad
          link set eth0 up
          route add default via {gateway_v4}
          route add ::/0 via {gateway_v6}"

@@ -216,8 +216,9 @@ fn another_is_told_of_the_owner(it: &LockedLab, owner: &Socket) -> Outcome {
     for arguments in [&["lock"][..], &["reload"], &["unlock", "--yes"]] {
         let output = it.killswitch(arguments)?;
         assert_eq!(output.status.code(), Some(1), "{}", words(&output));
-        let told = format!("owned by the netlink port {}", owner.port());
-        assert!(words(&output).contains(&told), "{}", words(&output));
+        let told = format!("(process {})", owner.port());
+        let words = words(&output);
+        assert!(words.contains("is owned by") && words.contains(&told), "{words}");
     }
     it.configure("")?;
     it.expect_status(BLOCKED)?;
