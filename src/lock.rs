@@ -284,7 +284,7 @@ pub struct Layers {
     pub table: bool,
     /// Links with an egress guard.
     pub egress: Vec<String>,
-    /// The routing guard is intact.
+    /// The routing guard is there and intact; external tunnels have none.
     pub routes: bool,
     /// The table has an owner: nobody else can change it.
     pub owned: bool,
@@ -318,7 +318,7 @@ impl Status {
             layers: Layers {
                 table,
                 egress: egress.0,
-                routes,
+                routes: routes && policy.routing_guard,
                 owned: live.inet.as_ref().is_some_and(|table| table.owner.is_some()),
             },
             dropped: dropped(live),

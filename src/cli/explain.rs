@@ -91,6 +91,7 @@ fn describe(options: &Explain, policy: &Policy) -> Result<Packet, Failure> {
         ports: (!icmp).then(|| (options.sport, options.port.unwrap_or(443))),
         icmp_type: icmp
             .then(|| options.icmp_type.unwrap_or(if options.proto == 1 { 8 } else { 128 })),
+        later_fragment: false,
         hop_limit: if matches!(options.icmp_type, Some(133..=137)) { 255 } else { 64 },
         payload: options.wireguard.map(|kind| vec![kind, 0, 0, 0]).unwrap_or_default(),
         mark: options.mark,

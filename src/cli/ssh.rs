@@ -41,6 +41,7 @@ impl Session {
             protocol: 6,
             ports: Some((self.server.1, self.client.1)),
             icmp_type: None,
+            later_fragment: false,
             hop_limit: 64,
             payload: Vec::new(),
             mark: 0,

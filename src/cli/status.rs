@@ -27,7 +27,7 @@ fn print(status: &Status) {
         State::Connected => (Style::Green, "connected", "locked; traffic goes through the tunnel"),
         State::Connecting => (Style::Yellow, "connecting", "locked; nothing leaves in clear"),
         State::Blocked => (Style::Yellow, "blocked", "locked, no tunnel; nothing leaves"),
-        State::Open => (Style::Red, "open", "not locked; everything may leave in clear"),
+        State::Open => (Style::Red, "open", open_meaning(status)),
         State::Damaged => (Style::Red, "damaged", "not what the configuration asks for"),
     };
     say(&format!("state     {}: {meaning}", styled(style, word)));
@@ -63,6 +63,14 @@ fn print(status: &Status) {
     }
     for reason in &status.degraded {
         say(&format!("{}  {}", styled(Style::Yellow, "degraded"), harmless(reason)));
+    }
+}
+
+/// Without its table the lock is open, though other layers may still stop most.
+fn open_meaning(status: &Status) -> &'static str {
+    match (status.layers.routes, status.layers.egress.is_empty()) {
+        (false, true) => "not locked; everything may leave in clear",
+        _ => "the table is gone; only other layers still hold: run `killswitch lock`",
     }
 }
 

@@ -418,17 +418,16 @@ impl Build<'_> {
         chain("frames", rules)
     }
 
-    /// No ports: an outer fragment has none (threat 43).
+    /// As in the table, and the later fragments of an outer packet, which have no port (threat 43).
     fn frames_to_servers(&self) -> Vec<Rule> {
-        BOTH.into_iter()
-            .filter(|&ip| self.has_server(ip))
-            .map(|ip| {
-                let server = concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host"));
-                let mut matches = vec![self.mark()];
-                matches.extend(self.of(ip, [server]));
-                rule(matches, Action::Accept, "server")
-            })
-            .collect()
+        let mut rules = self.to_servers();
+        for ip in BOTH.into_iter().filter(|&ip| self.has_server(ip)) {
+            let mut matches = vec![self.mark()];
+            matches.extend(self.of(ip, later_fragment(ip)));
+            matches.push(concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host")));
+            rules.push(rule(matches, Action::Accept, "fragment to a server"));
+        }
+        rules
     }
 
     fn egress(&self, name: String, devices: Devices) -> Chain {
@@ -850,10 +849,9 @@ impl Build<'_> {
             let protocol = ValueKind::Protocol;
             let tunnel = self.policy.tunnel.iter().flat_map(|tunnel| &tunnel.addresses);
             sets.push(values(ip.set("tunnel"), vec![host], ip.select(tunnel)));
-            if self.family == Family::Inet {
-                sets.push(values(ip.set("wireguard"), vec![host, port], self.wireguard(ip)));
-                sets.push(values(ip.set("server"), vec![host, protocol, port], self.other(ip)));
-            } else {
+            sets.push(values(ip.set("wireguard"), vec![host, port], self.wireguard(ip)));
+            sets.push(values(ip.set("server"), vec![host, protocol, port], self.other(ip)));
+            if self.family == Family::Netdev {
                 sets.push(values(
                     ip.set("server_host"),
                     vec![host, protocol],
@@ -1051,6 +1049,19 @@ fn of_family(family: Family, ip: Ip, matches: impl IntoIterator<Item = Match>) -
         (Family::Netdev, Ip::V6) => is(Field::MetaProtocol, ETH_P_IPV6.to_be_bytes()),
     };
     std::iter::once(first).chain(matches).collect()
+}
+
+/// Its offset is not zero. In IPv6 only where the fragment header stands first, as ours does.
+fn later_fragment(ip: Ip) -> Vec<Match> {
+    /// NEXTHDR_FRAGMENT (RFC 8200, 4.5).
+    const FRAGMENT: u8 = 44;
+    match ip {
+        Ip::V4 => vec![any_of(Field::IpFragOff, 0x1fff_u16.to_be_bytes().to_vec())],
+        Ip::V6 => vec![
+            is(Field::Ip6Nexthdr, [FRAGMENT]),
+            any_of(Field::Ip6FragOff, 0xfff8_u16.to_be_bytes().to_vec()),
+        ],
+    }
 }
 
 fn families(addresses: impl Iterator<Item = IpAddr> + Clone) -> Vec<Ip> {

@@ -25,6 +25,11 @@ pub enum Field {
     IpSaddr,
     IpDaddr,
     IpTtl,
+    /// Flags and fragment offset (RFC 791): the low thirteen bits are the offset.
+    IpFragOff,
+    Ip6Nexthdr,
+    /// The offset of a fragment header that stands first (RFC 8200, 4.5): the high thirteen bits.
+    Ip6FragOff,
     Ip6Saddr,
     Ip6Daddr,
     Ip6Hoplimit,
@@ -96,7 +101,7 @@ const TRANSPORT: u32 = 2;
 
 impl Field {
     /// Every field: for tests and for reading rules back.
-    pub const ALL: [Field; 35] = [
+    pub const ALL: [Field; 38] = [
         Field::MetaProtocol,
         Field::MetaNfproto,
         Field::MetaL4proto,
@@ -118,6 +123,9 @@ impl Field {
         Field::IpSaddr,
         Field::IpDaddr,
         Field::IpTtl,
+        Field::IpFragOff,
+        Field::Ip6Nexthdr,
+        Field::Ip6FragOff,
         Field::Ip6Saddr,
         Field::Ip6Daddr,
         Field::Ip6Hoplimit,
@@ -158,6 +166,9 @@ impl Field {
             Field::CtOriginalIp6Daddr => ("ct original ip6 daddr", Ct(22, Some(0)), K::Ipv6),
             Field::FibDaddrType => ("fib daddr type", Load::FibDaddrType, K::Addrtype),
             Field::IpTtl => ("ip ttl", Payload(NETWORK, 8, 1), K::Number(1)),
+            Field::IpFragOff => ("ip frag-off", Payload(NETWORK, 6, 2), K::Number(2)),
+            Field::Ip6Nexthdr => ("ip6 nexthdr", Payload(NETWORK, 6, 1), K::Protocol),
+            Field::Ip6FragOff => ("@nh,336,16", Payload(NETWORK, 42, 2), K::Number(2)),
             Field::IpSaddr => ("ip saddr", Payload(NETWORK, 12, 4), K::Ipv4),
             Field::IpDaddr => ("ip daddr", Payload(NETWORK, 16, 4), K::Ipv4),
             Field::Ip6Hoplimit => ("ip6 hoplimit", Payload(NETWORK, 7, 1), K::Number(1)),

@@ -25,6 +25,8 @@ pub struct Packet {
     pub icmp_type: Option<u8>,
     /// TTL or hop limit.
     pub hop_limit: u8,
+    /// A later fragment: without ports and payload.
+    pub later_fragment: bool,
     /// What follows a UDP header.
     pub payload: Vec<u8>,
     /// Firewall mark.
@@ -323,6 +325,11 @@ impl Packet {
             Field::IpDaddr => v4(self.destination)?,
             Field::Ip6Saddr => v6(self.source)?,
             Field::Ip6Daddr => v6(self.destination)?,
+            Field::IpFragOff if self.later_fragment => vec![0, 185],
+            Field::IpFragOff => vec![0, 0],
+            Field::Ip6Nexthdr if self.later_fragment => vec![44],
+            Field::Ip6Nexthdr => vec![self.protocol],
+            Field::Ip6FragOff => self.later_fragment.then(|| vec![5, 200])?,
             Field::IpTtl | Field::Ip6Hoplimit => vec![self.hop_limit],
             Field::UdpSport | Field::ThSport => self.ports?.0.to_be_bytes().to_vec(),
             Field::UdpDport | Field::ThDport => self.ports?.1.to_be_bytes().to_vec(),

@@ -109,7 +109,10 @@ pub fn condition(it: &Match) -> String {
             let length: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
             format!("{}/{length}", value(kind, bytes))
         }
-        Test::AnyOf(mask) => value(kind, mask),
+        Test::AnyOf(mask) => match kind {
+            ValueKind::Number(_) => format!("& {} != 0", value(kind, mask)),
+            _ => value(kind, mask),
+        },
         Test::StartsWith(start) => format!("\"{}*\"", String::from_utf8_lossy(start)),
         Test::In(set) => format!("@{set}"),
     };

@@ -39,6 +39,7 @@ fn view(packet: &Packet, way: Way) -> model::Packet {
             _ => None,
         },
         hop_limit: packet.hop_limit,
+        later_fragment: false,
         payload: match &packet.body {
             Body::Udp(_, payload) => payload.clone(),
             _ => Vec::new(),

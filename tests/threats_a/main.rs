@@ -14,10 +14,7 @@ use killswitch::lab::harness;
 fn main() -> std::process::ExitCode {
     harness::run_with_slow(
         &[
-            (
-                "t01_marked_packet_socket_reaches_servers_in_spite_of_the_lock",
-                senders::t01_marked_packet_socket_reaches_servers_in_spite_of_the_lock,
-            ),
+            ("t01_marked_packet_socket_to_a_server", senders::t01_marked_packet_socket_to_a_server),
             ("t01_packet_socket", senders::t01_packet_socket),
             (
                 "t02_af_xdp_leaks_in_spite_of_the_lock",
@@ -57,10 +54,7 @@ fn main() -> std::process::ExitCode {
                 "t15_link_moved_away_leaks_in_spite_of_the_lock",
                 guests::t15_link_moved_away_leaks_in_spite_of_the_lock,
             ),
-            (
-                "t17_mark_on_macvlan_reaches_servers_in_spite_of_the_lock",
-                guests::t17_mark_on_macvlan_reaches_servers_in_spite_of_the_lock,
-            ),
+            ("t17_mark_on_macvlan", guests::t17_mark_on_macvlan),
             ("t17_mark_set_in_a_container", guests::t17_mark_set_in_a_container),
             (
                 "t18_connections_from_outside_older_than_the_lock",
