@@ -7,7 +7,7 @@ use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::{Lab, Result};
 
 use crate::common::LockedLab;
-use crate::shot::{Shot, hold, hold_by_tables_too, leak, naive_lock, nft, no_naive_lock, pass};
+use crate::shot::{Shot, hold, hold_layer_by_layer, leak, naive_lock, nft, no_naive_lock, pass};
 
 const SERVER: &str = "198.51.100.7:51820";
 const SERVER_V6: &str = "[2001:db8:a::7]:51820";
@@ -54,7 +54,7 @@ pub fn t29_foreign_mark() -> Outcome {
         leak(&it, &ordinary())?;
         no_naive_lock(&it.lab)?;
         it.lock()?;
-        hold_by_tables_too(&it, &ordinary())?;
+        hold_layer_by_layer(&it, &ordinary())?;
         // What a mark from elsewhere buys: a message to the server, in WireGuard's shape.
         pass(&it, &outer())?;
     }
@@ -69,7 +69,7 @@ pub fn t30_mark_set_by_root() -> Outcome {
     it.during(|lab| ping_marked(lab))?.must_show("ICMP type 8 192.168.1.50 -> 1.1.1.1")?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &marked(ordinary()))?;
+    hold_layer_by_layer(&it, &marked(ordinary()))?;
     it.during(|lab| ping_marked(lab))?.must_be_clean()?;
     pass(&it, &marked(outer()))?;
     Ok(())
@@ -89,9 +89,9 @@ pub fn t31_user_instead_of_mark() -> Outcome {
     leak(&it, &ordinary())?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &ordinary())?;
+    hold_layer_by_layer(&it, &ordinary())?;
     // The same user, the same bytes: the mark decides.
-    hold(&it, &outer())?;
+    hold_layer_by_layer(&it, &outer())?;
     pass(&it, &marked(outer()))?;
     Ok(())
 }
@@ -108,7 +108,7 @@ pub fn t32_source_port_instead_of_mark() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -135,7 +135,7 @@ pub fn t33_clear_to_the_server() -> Outcome {
     no_naive_lock(&it.lab)?;
     leak(&it, &others)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     hold(&it, &others)?;
     Ok(())
 }
@@ -169,11 +169,11 @@ pub fn t33_shape_of_a_message() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     pass(&it, &kinds)?;
     it.configure(&third_server(&it))?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold(&it, &shots)?;
     it.expectation.servers.push(Server { wireguard: false, ..Server::wireguard(third) });
     let any = |name| Shot::udp(name, THIRD).marked();
     pass(&it, &[any("quic").saying(&[0xc3, 0, 0, 0, 1]), any("http").saying(b"GET /")])?;
@@ -211,7 +211,7 @@ pub fn t34_foreign_dnat_of_the_endpoint() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -222,12 +222,11 @@ pub fn t35_foreign_dnat_of_loopback() -> Outcome {
         Shot::udp("own address", "192.168.1.50:53"),
         Shot::udp("dns at home6", "[::1]:53"),
     ];
-    for more in ["", "[lock]\negress_guard = false\n"] {
-        let it = LockedLab::with(more)?;
-        it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
-        nft(
-            &it.lab,
-            "table inet foreign {
+    let it = LockedLab::new()?;
+    it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
+    nft(
+        &it.lab,
+        "table inet foreign {
                 chain output { type nat hook output priority -100;
                     ip daddr { 127.0.0.0/8, 192.168.1.50 } udp dport 53 dnat ip to 1.1.1.1
                     ip6 daddr ::1 udp dport 53 dnat ip6 to 2606:4700:4700::1111
@@ -236,13 +235,12 @@ pub fn t35_foreign_dnat_of_loopback() -> Outcome {
                     oifname eth0 masquerade
                 }
             }",
-        )?;
-        naive_lock(&it.lab, 0, "oif lo accept")?;
-        leak(&it, &shots)?;
-        no_naive_lock(&it.lab)?;
-        it.lock()?;
-        hold_by_tables_too(&it, &shots)?;
-    }
+    )?;
+    naive_lock(&it.lab, 0, "oif lo accept")?;
+    leak(&it, &shots)?;
+    no_naive_lock(&it.lab)?;
+    it.lock()?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -253,38 +251,36 @@ pub fn t36_foreign_reroute_of_loopback() -> Outcome {
         Shot::udp("to ourselves", "192.168.1.50:53"),
         Shot::udp("to ourselves6", "[2001:db8:1::50]:53"),
     ];
-    for more in ["", "[lock]\negress_guard = false\n"] {
-        let it = LockedLab::with(more)?;
-        it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
-        naive_lock(&it.lab, 0, "oif lo accept")?;
-        hold(&it, &shots)?;
-        let mark = 7;
-        nft(
-            &it.lab,
-            &format!(
-                "table inet foreign {{ chain output {{ type route hook output priority 100;
+    let it = LockedLab::new()?;
+    it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
+    naive_lock(&it.lab, 0, "oif lo accept")?;
+    hold(&it, &shots)?;
+    let mark = 7;
+    nft(
+        &it.lab,
+        &format!(
+            "table inet foreign {{ chain output {{ type route hook output priority 100;
                     udp dport 53 meta mark set {mark}
                 }}
  }}"
-            ),
-        )?;
-        // Before table local, which has preference 0.
-        for family in ["-4", "-6"] {
-            let ip = |line: &str| {
-                let words: Vec<&str> = [family].into_iter().chain(line.split(' ')).collect();
-                it.lab.client.command("ip", &words)
-            };
-            ip("rule add pref 9 lookup local")?;
-            ip("rule add pref 8 fwmark 7 lookup 777")?;
-            ip("rule del pref 0")?;
-        }
-        it.lab.client.ip("route add default via 192.168.1.1 dev eth0 table 777
-             route add ::/0 via fe80::1 dev eth0 table 777")?;
-        leak(&it, &shots)?;
-        no_naive_lock(&it.lab)?;
-        it.lock()?;
-        hold_by_tables_too(&it, &shots)?;
+        ),
+    )?;
+    // Before table local, which has preference 0.
+    for family in ["-4", "-6"] {
+        let ip = |line: &str| {
+            let words: Vec<&str> = [family].into_iter().chain(line.split(' ')).collect();
+            it.lab.client.command("ip", &words)
+        };
+        ip("rule add pref 9 lookup local")?;
+        ip("rule add pref 8 fwmark 7 lookup 777")?;
+        ip("rule del pref 0")?;
     }
+    it.lab.client.ip("route add default via 192.168.1.1 dev eth0 table 777
+             route add ::/0 via fe80::1 dev eth0 table 777")?;
+    leak(&it, &shots)?;
+    no_naive_lock(&it.lab)?;
+    it.lock()?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
