@@ -1,7 +1,12 @@
 //! The whole lock: both nftables tables and the routing guard, applied, removed and read back.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use serde::Serialize;
 
@@ -46,6 +51,7 @@ pub enum Error {
 /// The `inet` table could not be applied: the old one is untouched. The other layers' failures are
 /// not errors but reasons why the lock is degraded.
 pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
+    let _turn = wait_for_turn();
     match lock_tables(policy) {
         Ok(mut outcome) => {
             match routing::apply(&routing::Guard::from_policy(policy)) {
@@ -69,14 +75,36 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
     }
 }
 
+/// The lock is three transactions, and a table has one owner: of two commands at the same time the
+/// later waits. Only for a while: a program that hangs must not keep an administrator from locking.
+fn wait_for_turn() -> Option<Flock<File>> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begin = Instant::now();
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open("/run/killswitch.lock")
+        .ok()?;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err(_) if begin.elapsed() > PATIENCE => return None,
+            Err((file, _)) => file,
+        };
+        std::thread::sleep(PAUSE);
+    }
+}
+
 fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
     let netfilter = Socket::open(NetlinkFamily::Netfilter)?;
     let mut outcome = Outcome::default();
     // Internal bridges are safe only behind an egress guard. On a first lock it follows at once;
     // later, its absence shows that this kernel has none.
-    let guarded = policy.egress_guard
-        && (live::read(&netfilter, Family::Inet)?.is_none()
-            || live::read(&netfilter, Family::Netdev)?.is_some());
+    let guarded = policy.egress_guard && matches!(read_with(&netfilter)?, (None, _) | (_, Some(_)));
     let wanted = if guarded { policy.clone() } else { without_guard(policy) };
     outcome.changed |=
         netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
@@ -87,6 +115,7 @@ fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
     let applied = Socket::open(NetlinkFamily::Route)
         .map_err(netfilter::Error::from)
         .and_then(|route| netfilter::apply_guard(&netfilter, &route, policy));
+    outcome.changed |= applied.as_ref().is_ok_and(|guard| guard.changed);
     let holds = match applied {
         Ok(guard) if guard.open.is_empty() => true,
         Ok(guard) => {
@@ -99,9 +128,11 @@ fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
             false
         }
     };
-    let wanted = if holds { policy.clone() } else { without_guard(policy) };
-    outcome.changed |=
-        netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+    if holds != guarded {
+        let wanted = if holds { policy.clone() } else { without_guard(policy) };
+        outcome.changed |=
+            netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+    }
     if !holds && !policy.internal.is_empty() {
         outcome.degraded.push("allow.internal is left out: it needs the egress guard".into());
     }
@@ -117,6 +148,7 @@ fn without_guard(policy: &Policy) -> Policy {
 /// # Errors
 /// If the `inet` table cannot be removed, nothing has changed.
 pub fn unlock() -> Result<bool, Error> {
+    let _turn = wait_for_turn();
     let mut any = false;
     match Socket::open(NetlinkFamily::Netfilter).map_err(netfilter::Error::from) {
         Ok(netfilter) => {
@@ -156,16 +188,31 @@ pub fn read() -> Result<Live, Error> {
     Ok(Live { inet, egress, routing: routing::read()?, links })
 }
 
-fn read_tables() -> Result<(Option<LiveTable>, Option<LiveTable>), netfilter::Error> {
+/// Whether the caller may change the lock.
+///
+/// # Errors
+/// [`Error`], if not.
+pub fn permitted() -> Result<(), Error> {
+    let netfilter = Socket::open(NetlinkFamily::Netfilter).map_err(netfilter::Error::from)?;
+    live::generation(&netfilter).map_err(netfilter::Error::from)?;
+    Ok(())
+}
+
+type Tables = (Option<LiveTable>, Option<LiveTable>);
+
+fn read_tables() -> Result<Tables, netfilter::Error> {
+    match Socket::open(NetlinkFamily::Netfilter).map_err(Into::into) {
+        Ok(socket) => read_with(&socket),
+        Err(netfilter::Error::Missing(_)) => Ok((None, None)),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_with(netfilter: &Socket) -> Result<Tables, netfilter::Error> {
     /// Another program's change interrupts a reading; endless change is that program's fault.
     const TRIES: u32 = 50;
-    let netfilter = match Socket::open(NetlinkFamily::Netfilter).map_err(Into::into) {
-        Ok(socket) => socket,
-        Err(netfilter::Error::Missing(_)) => return Ok((None, None)),
-        Err(error) => return Err(error),
-    };
     for _ in 0..TRIES {
-        let read = |family| live::read(&netfilter, family);
+        let read = |family| live::read(netfilter, family);
         match read(Family::Inet).and_then(|inet| Ok((inet, read(Family::Netdev)?))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return Ok(other?),

@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use serde::Serialize;
 
 use super::args::{Arguments, Lock, Reload, Unlock};
-use super::{BAD_CONFIGURATION, FAILED, Failure, output, ssh};
+use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
 use crate::config::{self, Config};
 use crate::lock::{self, Outcome};
 use crate::policy::Policy;
@@ -34,7 +34,7 @@ pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Fail
 }
 
 fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
-    let config = config::load(&arguments.config)?;
+    let config = config::load(&arguments.config).map_err(|error| unless_forbidden(&error))?;
     let policy = Policy::from_config(&config);
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
         return Err(Failure::new(FAILED, session.explain()));
@@ -42,6 +42,14 @@ fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
     let outcome = lock::lock(&policy)?;
     report(arguments, &outcome, done);
     Ok(0)
+}
+
+/// Who may not lock at all is told so, rather than that the file may not be read.
+fn unless_forbidden(error: &config::Error) -> Failure {
+    match lock::permitted().map_err(Failure::from) {
+        Err(forbidden) if forbidden.code == NOT_PERMITTED => forbidden,
+        _ => Failure::new(BAD_CONFIGURATION, error.to_string()),
+    }
 }
 
 /// At boot nobody can answer and nothing may stay open: what cannot be used leads to the strictest
@@ -104,8 +112,9 @@ fn confirmed() -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("unlock asks at a terminal; scripts say `unlock --yes`"));
     }
-    print!("Open the lock? Everything may then leave in clear. [y/N] ");
-    std::io::stdout().flush()?;
+    let mut terminal = std::io::stdout();
+    write!(terminal, "Open the lock? Everything may then leave in clear. [y/N] ")?;
+    terminal.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

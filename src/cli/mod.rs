@@ -65,6 +65,10 @@ impl From<std::io::Error> for Failure {
 /// The program's `main`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Keys are read: no core dump, and no other process of this user may look (prctl(2)).
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        output::warning(&format!("memory with keys may end up in a core dump: {error}"));
+    }
     match run(&arguments) {
         Ok(code) => code.into(),
         Err(failure) => {

@@ -82,7 +82,9 @@ pub fn json(value: &impl Serialize) {
 /// A completion script on standard output.
 pub fn completions(shell: clap_complete::Shell) {
     let mut command = super::args::Arguments::command();
-    clap_complete::generate(shell, &mut command, "killswitch", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "killswitch", &mut script);
+    let _ = std::io::stdout().write_all(&script);
 }
 
 #[cfg(test)]

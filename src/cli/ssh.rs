@@ -22,7 +22,7 @@ pub fn session_cut_off_by(policy: &Policy) -> Option<Session> {
 impl Session {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
-        let mut end = || Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?));
+        let mut end = || Some((address(words.next()?)?, words.next()?.parse().ok()?));
         Some(Session { client: end()?, server: end()? })
     }
 
@@ -69,6 +69,11 @@ impl Session {
              \x20     or say --yes to be cut off"
         )
     }
+}
+
+/// A link-local address has its link after it.
+fn address(text: &str) -> Option<IpAddr> {
+    text.split('%').next()?.parse().ok()
 }
 
 /// sudo drops the variable: then an ancestor has it.
@@ -131,5 +136,8 @@ mod tests {
         assert!(!session.survives(&policy_with(&[("192.168.2.0/24", 22)])));
         assert!(session.survives(&policy_with(&[("192.168.1.0/24", 22)])));
         assert!(session.explain().contains("from = [\"192.168.1.7/32\"]"));
+        let link_local = Session::parse("fe80::1%eth0 50123 fe80::2%eth0 22").expect("a session");
+        assert!(!link_local.survives(&policy_with(&[])));
+        assert!(link_local.survives(&policy_with(&[("fe80::/10", 22)])));
     }
 }

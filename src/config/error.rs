@@ -74,6 +74,11 @@ impl Problem {
     pub(super) fn help(self, help: impl Into<String>) -> Self {
         Problem { help: Some(help.into()), ..self }
     }
+
+    /// For a line in which anything may stand, a piece of a key as well.
+    pub(super) fn without_excerpt(self) -> Self {
+        Problem { excerpt: None, ..self }
+    }
 }
 
 impl fmt::Display for Problem {

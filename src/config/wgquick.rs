@@ -6,11 +6,17 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::draft::{List, ServerDraft};
+use super::error::Problem;
 use super::fields::Problems;
 use super::source::{Place, Placed, Source};
 use super::text::{nearest, quote};
 use super::value::{self, Complaint};
 use super::{Key, MessageShape, Notice, schema};
+
+/// Longer names are not shown, even if they resemble a known one: a part of a key may stand there.
+const LONGEST_MISSPELT_NAME: usize = 24;
+/// The same for names that resemble nothing.
+const LONGEST_STRANGE_NAME: usize = 12;
 
 /// What a file says.
 pub(super) struct WgQuick {
@@ -29,6 +35,12 @@ struct Section {
     is_peer: bool,
     place: Place,
     lines: Vec<Line>,
+}
+
+impl Section {
+    fn known(&self) -> &'static [&'static str] {
+        if self.is_peer { schema::WG_PEER } else { schema::WG_INTERFACE }
+    }
 }
 
 /// `Key = value`.
@@ -111,13 +123,15 @@ fn section(
     text: &str,
     span: Range<usize>,
     before: &[Section],
-) -> Result<Section, super::error::Problem> {
+) -> Result<Section, Problem> {
     let place = Place::new(source, span, "");
     let is_peer = match text.to_ascii_lowercase().as_str() {
         "[interface]" => false,
         "[peer]" => true,
         _ => {
+            let plain = text.ends_with(']') && text.len() <= LONGEST_MISSPELT_NAME;
             let problem = place.problem("unknown section");
+            let problem = if plain { problem } else { problem.without_excerpt() };
             return Err(problem.help("write [Interface] or [Peer], alone on its line"));
         }
     };
@@ -134,49 +148,64 @@ fn line_of(
     text: &str,
     span: Range<usize>,
     section: Option<&Section>,
-) -> Result<Line, super::error::Problem> {
+) -> Result<Line, Problem> {
     let whole = Place::new(source, span.clone(), "");
     let Some((name, value)) = text.split_once('=') else {
-        return Err(whole.problem("not a line of the form \"Key = value\""));
+        return Err(whole.problem("not a line of the form \"Key = value\"").without_excerpt());
     };
     let Some(section) = section else {
-        return Err(whole.problem("stands before the first [Interface] or [Peer]"));
-    };
-    let (known, elsewhere, other) = if section.is_peer {
-        (schema::WG_PEER, schema::WG_INTERFACE, "[Interface]")
-    } else {
-        (schema::WG_INTERFACE, schema::WG_PEER, "[Peer]")
+        return Err(whole
+            .problem("stands before the first [Interface] or [Peer]")
+            .without_excerpt());
     };
     let name = name.trim_end();
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(whole.problem("not a line of the form \"Key = value\""));
+        return Err(whole.problem("not a line of the form \"Key = value\"").without_excerpt());
     }
     let key_place = Place::new(source, span.start..span.start + name.len(), "");
-    let find =
-        |keys: &[&'static str]| keys.iter().copied().find(|key| key.eq_ignore_ascii_case(name));
-    let Some(key) = find(known) else {
-        let guess = match (find(elsewhere), nearest(name, known)) {
-            (Some(_), _) => format!(" here; it belongs into {other}"),
-            (_, Some(near)) => format!("; did you mean \"{near}\"?"),
-            _ => String::new(),
-        };
-        let problem = key_place.problem(format!("unknown key {}{guess}", quote(name)));
-        return Err(if is_amnezia(name) {
-            problem.help(
-                "this is a file for AmneziaWG: let its own tools bring the tunnel up, and use \
-                 kind = \"external\"",
-            )
-        } else if guess.is_empty() {
-            problem.help(format!("known here: {}", known.join(", ")))
-        } else {
-            problem
-        });
+    let Some(key) = find(name, section.known()) else {
+        return Err(unknown_key(&key_place, name, section));
     };
     let text = value.trim();
     let from = span.end - value.trim_start().len();
     let span = from..from + text.len();
     let key_place = key_place.with_key(key);
     Ok(Line { key, key_place, text: text.into(), span })
+}
+
+fn find(name: &str, keys: &[&'static str]) -> Option<&'static str> {
+    keys.iter().copied().find(|key| key.eq_ignore_ascii_case(name))
+}
+
+fn unknown_key(place: &Place, name: &str, section: &Section) -> Problem {
+    let (elsewhere, other) = if section.is_peer {
+        (schema::WG_INTERFACE, "[Interface]")
+    } else {
+        (schema::WG_PEER, "[Peer]")
+    };
+    let shown = quote(name);
+    if find(name, elsewhere).is_some() {
+        return place.problem(format!("unknown key {shown} here; it belongs into {other}"));
+    }
+    if is_amnezia(name) {
+        return place.problem(format!("unknown key {shown}")).help(
+            "this is a file for AmneziaWG: let its own tools bring the tunnel up, and use \
+             kind = \"external\"",
+        );
+    }
+    match nearest(name, section.known()) {
+        Some(near) if name.len() <= LONGEST_MISSPELT_NAME => {
+            place.problem(format!("unknown key {shown}; did you mean \"{near}\"?"))
+        }
+        _ => {
+            let known = format!("known here: {}", section.known().join(", "));
+            if name.len() <= LONGEST_STRANGE_NAME {
+                place.problem(format!("unknown key {shown}")).help(known)
+            } else {
+                place.problem("unknown key").without_excerpt().help(known)
+            }
+        }
+    }
 }
 
 /// Keys that AmneziaWG adds to hide WireGuard's messages.

@@ -20,7 +20,7 @@ const KEPT: usize = 1000;
 const CLASSES: usize = 1000;
 /// Holds some hundred thousand small frames.
 const BUFFER: usize = 256 << 20;
-/// Silence for this long after the end means that all was read.
+/// Silence for this long after the end means that all was read; so does a frame that came later.
 const SILENCE: Duration = Duration::from_millis(20);
 
 /// A running capture of what the client sends.
@@ -32,7 +32,7 @@ pub struct Capture {
 /// A frame that the client sent.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// When it was read.
+    /// When the kernel received it.
     pub at: SystemTime,
     /// All of it, from the destination's hardware address on.
     pub bytes: Vec<u8>,
@@ -64,20 +64,20 @@ impl Report {
         self.leaked.values().sum()
     }
 
-    /// The leaks in words, most frequent first; empty if there is none.
-    pub fn summary(&self) -> String {
+    /// The `most` most frequent leaks in words; empty if there is none.
+    pub fn summary(&self, most: usize) -> String {
         let mut classes: Vec<_> = self.leaked.iter().collect();
         classes.sort_by(|a, b| b.1.cmp(a.1));
-        let words = classes.iter().take(8).map(|(class, count)| format!("{count} x {class}"));
+        let words = classes.iter().take(most).map(|(class, count)| format!("{count} x {class}"));
         words.collect::<Vec<_>>().join("; ")
     }
 
-    fn add(&mut self, frame: &[u8], verdict: Verdict) {
+    fn add(&mut self, at: SystemTime, frame: &[u8], verdict: Verdict) {
         match verdict {
             Verdict::Allowed(reason) => count(&mut self.allowed, reason.into()),
             Verdict::Leaked(leak) => {
                 if self.frames.len() < KEPT {
-                    let (at, bytes) = (SystemTime::now(), frame.to_vec());
+                    let bytes = frame.to_vec();
                     self.frames.push(Frame { at, bytes, leak: leak.clone() });
                 }
                 count(&mut self.leaked, leak);
@@ -146,14 +146,20 @@ fn record(
 ) -> Result<()> {
     let mut buffer = vec![0u8; 65536 + 64];
     let mut lost_before = 0;
+    let mut end = None;
     loop {
-        let ending = stop.requested();
+        if stop.requested() && end.is_none() {
+            end = Some(SystemTime::now());
+        }
         let Some(received) = socket.receive(&mut buffer)? else {
-            if ending {
+            if end.is_some() {
                 break;
             }
             continue;
         };
+        if end.is_some_and(|end| received.at > end) {
+            break;
+        }
         let new_losses = received.lost.saturating_sub(lost_before);
         lost_before = lost_before.max(received.lost);
         let frame = &buffer[..received.length];
@@ -162,10 +168,10 @@ fn record(
         if received.outgoing {
             continue;
         }
-        report.add(frame, classify(frame, expectation));
+        report.add(received.at, frame, classify(frame, expectation));
         drop(report);
         if let Some(pcap) = pcap.as_mut() {
-            pcap.write(frame)?;
+            pcap.write(received.at, frame)?;
         }
     }
     pcap.map_or(Ok(()), Pcap::finish)
@@ -196,8 +202,8 @@ impl Pcap {
         Ok(Pcap(file))
     }
 
-    fn write(&mut self, frame: &[u8]) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn write(&mut self, at: SystemTime, frame: &[u8]) -> Result<()> {
+        let now = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         // The format's seconds end in 2106.
         let seconds = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);

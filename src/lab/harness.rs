@@ -34,6 +34,11 @@ pub type Test = (&'static str, fn() -> Outcome);
 /// The whole of a test target's `main`: reads the command line, enters private namespaces while
 /// there is one thread (unless tests are only listed), runs the tests one after the other.
 pub fn run(tests: &[Test]) -> ExitCode {
+    run_with_slow(tests, &[])
+}
+
+/// As [`run`], with tests that take so long that they run only when asked for (`--ignored`).
+pub fn run_with_slow(tests: &[Test], slow: &[Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One laboratory at a time: two would share two processors and measure each other.
     arguments.test_threads = Some(1);
@@ -43,7 +48,9 @@ pub fn run(tests: &[Test]) -> ExitCode {
         eprintln!("killswitch-lab: {error}");
         return ExitCode::FAILURE;
     }
-    let trials = tests.iter().map(|&(name, test)| Trial::test(name, test)).collect();
+    let trial = |&(name, test): &Test| Trial::test(name, test);
+    let slow = slow.iter().map(|test| trial(test).with_ignored_flag(true));
+    let trials = tests.iter().map(trial).chain(slow).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

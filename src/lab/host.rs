@@ -261,3 +261,17 @@ fn make_namespace() -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNET).during("unshare")?;
     Ok(File::open("/proc/thread-self/ns/net").during("/proc/thread-self/ns/net")?.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unit tests run in the machine's own network: the very place to refuse.
+    #[test]
+    fn no_host_is_made_from_the_machines_own_network() {
+        let error = Host::new("client").expect_err("a refusal");
+        assert!(error.to_string().contains("refusing"), "{error}");
+        let error = run_here("ip", &["link"]).expect_err("a refusal");
+        assert!(error.to_string().contains("refusing"), "{error}");
+    }
+}

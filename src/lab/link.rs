@@ -2,14 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind,
     recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 
 use super::error::{Context, Error, Result};
 use super::host::Host;
@@ -26,6 +26,8 @@ pub struct PacketSocket {
 /// One received frame's length and circumstances.
 pub(super) struct Received {
     pub(super) length: usize,
+    /// When the kernel received it.
+    pub(super) at: SystemTime,
     /// Sent by the machine itself, not received from the wire.
     pub(super) outgoing: bool,
     /// How many frames the socket has lost since it was opened.
@@ -60,7 +62,8 @@ impl PacketSocket {
         if setsockopt(&self.fd, sockopt::RcvBufForce, &bytes).is_err() {
             setsockopt(&self.fd, sockopt::RcvBuf, &bytes).during("SO_RCVBUF")?;
         }
-        setsockopt(&self.fd, sockopt::RxqOvfl, &1).during("SO_RXQ_OVFL")
+        setsockopt(&self.fd, sockopt::RxqOvfl, &1).during("SO_RXQ_OVFL")?;
+        setsockopt(&self.fd, sockopt::ReceiveTimestampns, &true).during("SO_TIMESTAMPNS")
     }
 
     /// For a socket that only sends: the smallest buffer fills, and later frames cost nothing.
@@ -76,20 +79,24 @@ impl PacketSocket {
 
     /// Waits for a frame; `None` after the time-out.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<Received>> {
-        let mut control = nix::cmsg_space!(u32);
+        let mut control = nix::cmsg_space!(u32, TimeSpec);
         let mut parts = [IoSliceMut::new(buffer)];
         let fd = self.fd.as_raw_fd();
         let flags = MsgFlags::empty();
         match recvmsg::<LinkAddr>(fd, &mut parts, Some(&mut control), flags) {
             Ok(message) => {
-                let mut lost = 0;
+                let (mut lost, mut at) = (0, SystemTime::now());
                 for part in message.cmsgs().into_iter().flatten() {
-                    if let ControlMessageOwned::RxqOvfl(count) = part {
-                        lost = count;
+                    match part {
+                        ControlMessageOwned::RxqOvfl(count) => lost = count,
+                        ControlMessageOwned::ScmTimestampns(time) => {
+                            at = UNIX_EPOCH + Duration::from(time);
+                        }
+                        _ => {}
                     }
                 }
                 let outgoing = message.address.is_some_and(|from| from.pkttype() == OUTGOING);
-                Ok(Some(Received { length: message.bytes, outgoing, lost }))
+                Ok(Some(Received { length: message.bytes, at, outgoing, lost }))
             }
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(None),
             Err(error) => Err(Error::new(format!("receiving: {error}"))),

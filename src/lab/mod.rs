@@ -12,7 +12,9 @@
 pub mod addresses;
 pub mod advertisement;
 pub mod capture;
+mod command;
 pub mod decoder;
+pub mod demo;
 pub mod dhcp;
 mod error;
 pub mod harness;
@@ -20,19 +22,16 @@ pub mod host;
 pub mod link;
 pub mod namespaces;
 pub mod services;
+pub mod setup;
 mod topology;
 pub mod traffic;
 pub mod wireguard;
 
 pub use capture::{Capture, Report};
+pub use command::main;
 pub use decoder::{Expectation, Verdict};
 pub use error::{Context, Error, Result};
 pub use host::Host;
 pub use topology::{Lab, VpnServer};
 pub use traffic::Senders;
 pub use wireguard::Wireguard;
-
-/// Entry.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
-}

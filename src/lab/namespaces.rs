@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use super::error::{Context, Error, Result};
 
-/// Which network namespace a thread is in: the text of its link in /proc, "net:[4026531840]".
+/// Which network namespace a thread is in: the text of its link in /proc, `net:[4026531840]`.
 pub type Identity = String;
 
 /// The namespace that the program was started in, recorded on leaving it.

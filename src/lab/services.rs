@@ -22,7 +22,7 @@ pub type Heard = BTreeMap<IpAddr, u64>;
 /// UDP and TCP echo on a list of addresses and ports of one machine.
 pub struct Echo {
     heard: Arc<Mutex<Heard>>,
-    _worker: Worker<Option<()>>,
+    worker: Worker<Option<()>>,
 }
 
 struct Sockets {
@@ -41,7 +41,12 @@ impl Echo {
         let heard = Arc::new(Mutex::new(Heard::new()));
         let theirs = Arc::clone(&heard);
         let worker = host.spawn("echo", move |stop| serve(sockets, &theirs, &stop))?;
-        Ok(Echo { heard, _worker: worker })
+        Ok(Echo { heard, worker })
+    }
+
+    /// Asks it to end, without waiting for it.
+    pub fn request_stop(&self) {
+        self.worker.request_stop();
     }
 
     /// Who was heard so far.

@@ -24,7 +24,7 @@ pub struct Lab {
     pub client_keys: KeyPair,
     /// What the Internet host hears.
     pub echo: Echo,
-    _others: Vec<Echo>,
+    others: Vec<Echo>,
 }
 
 /// A machine that can run a WireGuard server.
@@ -84,17 +84,7 @@ impl Lab {
             VpnServer::new(server2, SERVER2_V4.into(), SERVER2_V6.into())?,
         ];
         let client_keys = KeyPair::generate()?;
-        Ok(Lab {
-            client,
-            router,
-            neighbour,
-            isp,
-            internet,
-            servers,
-            client_keys,
-            echo,
-            _others: others,
-        })
+        Ok(Lab { client, router, neighbour, isp, internet, servers, client_keys, echo, others })
     }
 
     /// Starts server 0 or 1, if it is not running.
@@ -143,8 +133,8 @@ impl Lab {
             "address add {TUNNEL_V4}/32 dev {TUNNEL_LINK}
              address add {TUNNEL_V6}/128 dev {TUNNEL_LINK} nodad
              link set {TUNNEL_LINK} mtu 1420 up
-             route add default dev {TUNNEL_LINK} table {MARK}
-             route add ::/0 dev {TUNNEL_LINK} table {MARK}"
+             route add default dev {TUNNEL_LINK} table {MARK} proto kernel
+             route add ::/0 dev {TUNNEL_LINK} table {MARK} proto kernel"
         ))?;
         Ok(tunnel)
     }
@@ -163,6 +153,14 @@ impl Lab {
             )?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // All at once, instead of one after the other.
+        self.echo.request_stop();
+        self.others.iter().for_each(Echo::request_stop);
     }
 }
 
@@ -216,11 +214,13 @@ fn set_up_isp(
     server1: &Host,
     server2: &Host,
 ) -> Result<()> {
+    // Two ends with the same index in their namespaces would wait a second for their carrier:
+    // linkwatch_urgent_event() of net/core/link_watch.c takes them for a physical link.
     isp.ip(&format!(
-        "link add home type veth peer name wan0 netns {router}
-         link add net type veth peer name eth0 netns {internet}
-         link add vpn1 type veth peer name eth0 netns {server1}
-         link add vpn2 type veth peer name eth0 netns {server2}
+        "link add home index 100 type veth peer name wan0 netns {router}
+         link add net index 101 type veth peer name eth0 netns {internet}
+         link add vpn1 index 102 type veth peer name eth0 netns {server1}
+         link add vpn2 index 103 type veth peer name eth0 netns {server2}
          address add 100.64.7.1/30 dev home
          address add 2001:db8:0:7::1/64 dev home
          address add 203.0.113.1/24 dev net
@@ -252,8 +252,8 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          route add default via 100.64.7.1
          route add ::/0 via 2001:db8:0:7::1
          link add {LAN_LINK} type bridge forward_delay 0 mcast_snooping 0
-         link add {WIRE} type veth peer name {CLIENT_LINK} netns {client}
-         link add wire1 type veth peer name eth0 netns {neighbour}
+         link add {WIRE} index 100 type veth peer name {CLIENT_LINK} netns {client}
+         link add wire1 index 101 type veth peer name eth0 netns {neighbour}
          link set {WIRE} master {LAN_LINK} up
          link set wire1 master {LAN_LINK} up
          address add {ROUTER_V4}/24 dev {LAN_LINK}

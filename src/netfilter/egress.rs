@@ -8,13 +8,14 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, sendto, setsockopt,
+    socket, sockopt,
 };
 
 use super::{Applied, Error, apply};
 use crate::netlink::{self, Link, Socket};
 use crate::policy::{LinkPattern, Policy};
-use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, guard};
+use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, PROBE_MARK, guard};
 
 /// How often the guard is tried anew when links vanish meanwhile.
 const TRIES: u32 = 10;
@@ -22,6 +23,8 @@ const TRIES: u32 = 10;
 /// What the egress guard covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Guard {
+    /// Whether the kernel held anything else before.
+    pub changed: bool,
     /// Links whose probe was blocked.
     pub proven: Vec<String>,
     /// Links that could not be probed, and why (down; not Ethernet).
@@ -30,20 +33,38 @@ pub struct Guard {
     pub open: Vec<String>,
 }
 
+impl Guard {
+    fn proven(links: &[Link]) -> Self {
+        let proven = links.iter().map(|link| link.name.clone()).collect();
+        Guard { proven, ..Guard::default() }
+    }
+
+    fn after(self, applied: Applied) -> Self {
+        Guard { changed: applied == Applied::Changed, ..self }
+    }
+}
+
 /// Puts the guard on every link and probes each.
 ///
 /// # Errors
 /// [`Error`]; [`Error::Refused`] on kernels without egress chains (before 5.16).
 pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Result<Guard, Error> {
     let mut last = match apply(netfilter, &guard(policy, None)) {
-        Ok(_) => return probe(&guarded(policy, &netlink::links(route)?)),
+        Ok(applied) => {
+            let links = guarded(policy, &netlink::links(route)?);
+            let found = match loopback_probe_is_refused() {
+                true => Guard::proven(&links),
+                false => probe(&links)?,
+            };
+            return Ok(found.after(applied));
+        }
         Err(error @ Error::Refused(_)) => error,
         Err(error) => return Err(error),
     };
     for _ in 0..TRIES {
         let links = guarded(policy, &netlink::links(route)?);
         match apply(netfilter, &guard(policy, Some(&references(&links)))) {
-            Ok(Applied::Changed | Applied::Unchanged) => return probe(&links),
+            Ok(applied) => return Ok(probe(&links)?.after(applied)),
             Err(error @ Error::Refused(_)) => last = error,
             Err(error) => return Err(error),
         }
@@ -73,6 +94,22 @@ fn is_exempt(policy: &Policy, link: &Link) -> bool {
     is_tunnel
         || (kind == "bridge" && named(&policy.internal))
         || (matches!(kind, "veth" | "tun") && named(&policy.internal_ports))
+}
+
+/// A chain on every link hooks loopback too, and refuses there what bears the probe's mark: that
+/// shows that it hooks at all, without a frame on any wire. A packet socket would cost more than the
+/// rest of the lock: closing one waits for a grace period (packet_release).
+fn loopback_probe_is_refused() -> bool {
+    /// discard (RFC 863); nothing has to listen.
+    const TO: (std::net::Ipv4Addr, u16) = (std::net::Ipv4Addr::LOCALHOST, 9);
+    let send = || -> std::io::Result<usize> {
+        let sender = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+        setsockopt(&sender, sockopt::Mark, &PROBE_MARK)?;
+        // Without it the kernel keeps ENOBUFS to itself (udp_send_skb).
+        setsockopt(&sender, sockopt::Ipv4RecvErr, &true)?;
+        sender.send_to(&[], TO)
+    };
+    send().is_err_and(|error| error.raw_os_error() == Some(Errno::ENOBUFS as i32))
 }
 
 /// Sends each link an empty frame to itself that the guard must refuse with ENOBUFS.

@@ -20,6 +20,8 @@ const NLM_F_ACK: u16 = 4;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// NFT_TABLE_F_DORMANT.
 pub const DORMANT: u32 = 1;
+/// NFT_SET_ANONYMOUS.
+const ANONYMOUS: u32 = 1;
 /// NFT_TABLE_F_OWNER: only the socket that set it may change the table.
 pub const OWNER: u32 = 2;
 /// NFT_TABLE_F_PERSIST (kernel 6.9, include/uapi/linux/netfilter/nf_tables.h): the table outlives
@@ -172,6 +174,11 @@ impl LiveBase {
 }
 
 impl LiveSet {
+    /// Whether it belongs to one rule, with which it comes and goes: none of ours is so.
+    pub fn is_unnamed(&self) -> bool {
+        self.flags & ANONYMOUS != 0
+    }
+
     /// Whether key and flags are the compiled ones.
     pub fn is_defined_as(&self, set: &Set) -> bool {
         self.key_type == super::message::set_type(set)

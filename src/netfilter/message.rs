@@ -77,14 +77,25 @@ impl Writer {
 
     /// A string, closed by NUL.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes)
+        let length = u16::try_from(5 + value.len()).expect("attributes are cut to fit");
+        self.0.extend_from_slice(&length.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value.as_bytes());
+        self.0.push(0);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
     }
 
     /// A 32-bit number.
     pub fn number(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// NFTA_DATA_VALUE within an attribute.
+    fn value(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        self.nest(kind, |nest| {
+            nest.bytes(1, value);
+        })
     }
 
     /// An attribute that holds attributes.
@@ -240,13 +251,9 @@ pub fn elements(kind: u16, family: Family, set: &Set, list: &[Element]) -> Vec<R
 fn element(set: &Set, element: &Element) -> Vec<u8> {
     let mut body = Writer::default();
     body.nest(LIST_ELEM, |it| {
-        it.nest(1, |key| {
-            key.bytes(1, &element.first);
-        });
+        it.value(1, &element.first);
         if set.interval && set.key.len() > 1 {
-            it.nest(10, |key| {
-                key.bytes(1, &element.last);
-            });
+            it.value(10, &element.last);
         }
     });
     if set.interval && set.key.len() == 1 {
@@ -254,10 +261,7 @@ fn element(set: &Set, element: &Element) -> Vec<u8> {
         // The last address of all has no end.
         if end != element.last {
             body.nest(LIST_ELEM, |it| {
-                it.nest(1, |key| {
-                    key.bytes(1, &end);
-                });
-                it.number(3, ELEMENT_INTERVAL_END);
+                it.value(1, &end).number(3, ELEMENT_INTERVAL_END);
             });
         }
     }
@@ -266,7 +270,9 @@ fn element(set: &Set, element: &Element) -> Vec<u8> {
 
 /// NFT_MSG_NEWRULE.
 pub fn rule(family: Family, chain: &str, list: &[Expression], comment: &str) -> Request {
-    let mut body = Writer::default();
+    /// Most rules fit, so that writing one allocates once.
+    const USUAL: usize = 1024;
+    let mut body = Writer(Vec::with_capacity(USUAL));
     body.text(1, TABLE).text(2, chain);
     body.nest(4, |expressions| {
         for it in list {
@@ -286,66 +292,62 @@ pub fn comment_data(comment: &str) -> Vec<u8> {
 }
 
 fn write_expression(out: &mut Writer, it: &Expression) {
-    let value = |out: &mut Writer, kind: u16, data: &[u8]| {
-        out.nest(kind, |nest| {
-            nest.bytes(1, data);
-        });
-    };
-    let (name, data) = match it {
-        Expression::Meta { key, register } => ("meta", {
-            let mut data = Writer::default();
+    out.text(1, name(it));
+    out.nest(2, |data| write_attributes(data, it));
+}
+
+/// The expression's name in the kernel.
+fn name(it: &Expression) -> &str {
+    match it {
+        Expression::Meta { .. } | Expression::MetaSet { .. } => "meta",
+        Expression::Ct { .. } => "ct",
+        Expression::Fib { .. } => "fib",
+        Expression::Payload { .. } => "payload",
+        Expression::Bitwise { .. } => "bitwise",
+        Expression::Cmp { .. } => "cmp",
+        Expression::Lookup { .. } => "lookup",
+        Expression::Immediate { .. } | Expression::Verdict { .. } => "immediate",
+        Expression::Counter => "counter",
+        Expression::Reject { .. } => "reject",
+        Expression::Masquerade => "masq",
+        Expression::Foreign { name, .. } => name,
+    }
+}
+
+fn write_attributes(data: &mut Writer, it: &Expression) {
+    match it {
+        Expression::Meta { key, register } => {
             data.number(1, *register).number(2, *key);
-            data
-        }),
-        Expression::MetaSet { key, register } => ("meta", {
-            let mut data = Writer::default();
+        }
+        Expression::MetaSet { key, register } => {
             data.number(2, *key).number(3, *register);
-            data
-        }),
-        Expression::Ct { key, direction, register } => ("ct", {
-            let mut data = Writer::default();
+        }
+        Expression::Ct { key, direction, register } => {
             data.number(1, *register).number(2, *key);
             if let Some(direction) = direction {
                 data.bytes(3, &[*direction]);
             }
-            data
-        }),
-        Expression::Fib { result, flags, register } => ("fib", {
-            let mut data = Writer::default();
+        }
+        Expression::Fib { result, flags, register } => {
             data.number(1, *register).number(2, *result).number(3, *flags);
-            data
-        }),
-        Expression::Payload { base, offset, length, register } => ("payload", {
-            let mut data = Writer::default();
+        }
+        Expression::Payload { base, offset, length, register } => {
             data.number(1, *register).number(2, *base).number(3, *offset).number(4, *length);
-            data
-        }),
-        Expression::Bitwise { register, mask, xor } => ("bitwise", {
-            let mut data = Writer::default();
+        }
+        Expression::Bitwise { register, mask, xor } => {
             data.number(1, *register).number(2, *register).number(3, mask.len() as u32);
-            value(&mut data, 4, mask);
-            value(&mut data, 5, xor);
-            data
-        }),
-        Expression::Cmp { op, register, data: wanted } => ("cmp", {
-            let mut data = Writer::default();
-            data.number(1, *register).number(2, *op);
-            value(&mut data, 3, wanted);
-            data
-        }),
-        Expression::Lookup { set, register } => ("lookup", {
-            let mut data = Writer::default();
+            data.value(4, mask).value(5, xor);
+        }
+        Expression::Cmp { op, register, data: wanted } => {
+            data.number(1, *register).number(2, *op).value(3, wanted);
+        }
+        Expression::Lookup { set, register } => {
             data.text(1, set).number(2, *register);
-            data
-        }),
-        Expression::Immediate { register, data: constant } => ("immediate", {
-            let mut data = Writer::default();
-            data.number(1, *register);
-            value(&mut data, 2, constant);
-            data
-        }),
-        Expression::Verdict { code, chain } => ("immediate", {
-            let mut data = Writer::default();
+        }
+        Expression::Immediate { register, data: constant } => {
+            data.number(1, *register).value(2, constant);
+        }
+        Expression::Verdict { code, chain } => {
             data.number(1, 0);
             data.nest(2, |nest| {
                 nest.nest(2, |verdict| {
@@ -355,19 +357,11 @@ fn write_expression(out: &mut Writer, it: &Expression) {
                     }
                 });
             });
-            data
-        }),
-        Expression::Counter => ("counter", Writer::default()),
-        Expression::Reject { kind, code } => ("reject", {
-            let mut data = Writer::default();
-            data.number(1, *kind).bytes(2, &[*code]);
-            data
-        }),
-        Expression::Masquerade => ("masq", Writer::default()),
-        Expression::Foreign { name, data } => {
-            out.text(1, name).bytes(2 | NESTED, data);
-            return;
         }
-    };
-    out.text(1, name).bytes(2 | NESTED, &data.finish());
+        Expression::Reject { kind, code } => {
+            data.number(1, *kind).bytes(2, &[*code]);
+        }
+        Expression::Counter | Expression::Masquerade => {}
+        Expression::Foreign { data: raw, .. } => data.0.extend_from_slice(raw),
+    }
 }

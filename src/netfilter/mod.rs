@@ -12,7 +12,7 @@ mod replace;
 pub use batch::Refusal;
 pub use egress::{Guard, apply_guard, guarded, references};
 pub use live::{Counted, LiveTable};
-pub use replace::{Applied, apply, remove};
+pub use replace::{Applied, apply, commit, remove};
 
 /// Why a table could not be put into the kernel; what was there before is still there.
 #[derive(Debug, thiserror::Error)]
@@ -21,18 +21,21 @@ pub enum Error {
     #[error("the kernel has no nf_tables: {0}; load the module with `modprobe nf_tables`")]
     Missing(io::Error),
     /// The caller lacks CAP_NET_ADMIN.
-    #[error("not permitted to change the firewall; run as root")]
+    #[error(
+        "not permitted to read or change the firewall (no CAP_NET_ADMIN)\nhelp: run this as root, e.g. with sudo"
+    )]
     NotPermitted,
     /// Another process owns the table.
     #[error(
-        "table {family} killswitch is owned by the netlink port {port}; \
-         release it first: `systemctl clean --what=fdstore killswitch.service`"
+        "table {family} killswitch is owned by {owner}; nobody else can change it\n\
+         help: stop that program; what systemd keeps of killswitch.service is released by\n      \
+         systemctl clean --what=fdstore killswitch.service"
     )]
     Owned {
         /// Which table.
         family: crate::ruleset::Family,
-        /// The owner's netlink port: the process id of its creator, as a rule.
-        port: u32,
+        /// The program that owns it, as far as it is known.
+        owner: String,
     },
     /// Other programs changed the ruleset again and again meanwhile.
     #[error("other programs keep changing the firewall; tried {0} times")]

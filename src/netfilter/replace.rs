@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::batch::{Batch, Refusal};
-use super::live::{self, LiveTable, OWNER, PERSIST};
+use super::live::{self, DORMANT, LiveTable, OWNER, PERSIST};
 use crate::netlink::Socket;
 use crate::ruleset::{Element, Family, Set, Table, expression};
 
@@ -18,36 +18,71 @@ pub enum Applied {
     Changed,
 }
 
-/// Makes the kernel's table what was compiled, in one transaction, and reads it back.
+/// Makes the kernel's table what was compiled, in one transaction, and reads it back. If another
+/// program comes between, its change is undone, as long as there is patience.
 ///
 /// # Errors
-/// [`Error`]; the table is then as it was before.
+/// [`Error`]; after a refusal the table is as it was before.
 pub fn apply(socket: &Socket, table: &Table) -> Result<Applied, Error> {
-    let mut last = Error::Busy(TRIES);
+    let mut done = Applied::Unchanged;
     for _ in 0..TRIES {
-        let generation = live::generation(socket)?;
-        let live = match live::read(socket, table.family) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        if live.as_ref().is_some_and(|live| live.equals(table)) {
-            return Ok(Applied::Unchanged);
-        }
-        refuse_if_owned(socket, table.family, live.as_ref())?;
-        match replace(socket, table, live.as_ref(), generation) {
-            Ok(()) => {}
-            Err(Refusal::Raced) => continue,
-            Err(refusal) => return Err(refusal.into()),
-        }
-        match live::read(socket, table.family) {
-            Ok(Some(live)) if live.equals(table) => return Ok(Applied::Changed),
-            // Another program came between: repair it, as long as there is patience.
-            Ok(_) => last = Error::NotAsWritten(table.family),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+        match attempt(socket, table)? {
+            Attempt::NothingToDo => return Ok(done),
+            Attempt::Committed => done = Applied::Changed,
+            Attempt::Again => {}
         }
     }
-    Err(last)
+    Err(match done {
+        Applied::Changed => Error::NotAsWritten(table.family),
+        Applied::Unchanged => Error::Busy(TRIES),
+    })
+}
+
+/// As [`apply`], without reading back.
+///
+/// # Errors
+/// As [`apply`].
+pub fn commit(socket: &Socket, table: &Table) -> Result<Applied, Error> {
+    for _ in 0..TRIES {
+        match attempt(socket, table)? {
+            Attempt::NothingToDo => return Ok(Applied::Unchanged),
+            Attempt::Committed => return Ok(Applied::Changed),
+            Attempt::Again => {}
+        }
+    }
+    Err(Error::Busy(TRIES))
+}
+
+enum Attempt {
+    /// The kernel holds the table already.
+    NothingToDo,
+    /// The transaction was taken.
+    Committed,
+    /// Another program was faster, or a first step is done.
+    Again,
+}
+
+fn attempt(socket: &Socket, table: &Table) -> Result<Attempt, Error> {
+    let generation = live::generation(socket)?;
+    let live = match live::read(socket, table.family) {
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(Attempt::Again),
+        other => other?,
+    };
+    if live.as_ref().is_some_and(|live| live.equals(table)) {
+        return Ok(Attempt::NothingToDo);
+    }
+    refuse_if_owned(socket, table.family, live.as_ref())?;
+    let asleep = live.as_ref().filter(|live| live.flags & DORMANT != 0);
+    let done = match asleep {
+        Some(live) => wake(socket, table.family, live, generation),
+        None => replace(socket, table, live.as_ref(), generation),
+    };
+    match done {
+        Ok(()) if asleep.is_some() => Ok(Attempt::Again),
+        Ok(()) => Ok(Attempt::Committed),
+        Err(Refusal::Raced) => Ok(Attempt::Again),
+        Err(refusal) => Err(refusal.into()),
+    }
 }
 
 /// Removes one of our tables; nothing happens if there is none.
@@ -78,27 +113,45 @@ pub fn remove(socket: &Socket, family: Family) -> Result<Applied, Error> {
 
 fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) -> Result<(), Error> {
     match live.and_then(|live| live.owner) {
-        Some(port) if port != socket.port() => Err(Error::Owned { family, port }),
+        Some(port) if port != socket.port() => Err(Error::Owned { family, owner: owner(port) }),
         _ => Ok(()),
     }
 }
 
-/// Owner and persist if the kernel has both; neither otherwise: a table with an owner alone would
-/// vanish with it (threats 22, 24).
+/// A socket's port is the process id of its creator, unless that had another socket already.
+fn owner(port: u32) -> String {
+    match std::fs::read_to_string(format!("/proc/{port}/comm")) {
+        Ok(name) => format!("{} (process {port})", name.trim_end().escape_default()),
+        Err(_) => format!("netlink port {port}"),
+    }
+}
+
+/// A new table gets owner and persist if the kernel has both; neither otherwise: a table with an
+/// owner alone would vanish with it (threats 22, 24). One that is there keeps its flags.
 fn replace(
     socket: &Socket,
     table: &Table,
     live: Option<&LiveTable>,
     generation: u32,
 ) -> Result<(), Refusal> {
-    let could_persist = live.is_none_or(|live| live.flags & PERSIST != 0);
-    if could_persist {
-        match fill(table, live, OWNER | PERSIST).commit(socket, Some(generation)) {
-            Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
-            other => return other,
-        }
+    if let Some(live) = live {
+        return fill(table, Some(live), None).commit(socket, Some(generation));
     }
-    fill(table, live, 0).commit(socket, Some(generation))
+    match fill(table, None, Some(OWNER | PERSIST)).commit(socket, Some(generation)) {
+        Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
+        other => return other,
+    }
+    fill(table, None, Some(0)).commit(socket, Some(generation))
+}
+
+/// Wakes a dormant table, and owns it if it persists: the kernel refuses to let it cease to. A
+/// transaction of its own, since in one that changes a table's flags the kernel refuses new base
+/// chains (nf_tables_addchain, `__NFT_TABLE_F_UPDATE`).
+fn wake(socket: &Socket, family: Family, live: &LiveTable, generation: u32) -> Result<(), Refusal> {
+    let flags = if live.flags & PERSIST != 0 { OWNER | PERSIST } else { 0 };
+    let mut batch = Batch::new(family);
+    batch.add_table(flags);
+    batch.commit(socket, Some(generation))
 }
 
 fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
@@ -107,11 +160,13 @@ fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
 }
 
 /// The transaction that turns what is there into what was compiled.
-pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: u32) -> Batch {
+pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) -> Batch {
     let nothing = LiveTable::default();
     let live = live.unwrap_or(&nothing);
     let mut batch = Batch::new(table.family);
-    batch.add_table(flags);
+    if let Some(flags) = flags {
+        batch.add_table(flags);
+    }
     // A rule names its set, but is bound to the very set: a new one needs its rules anew.
     let redefined = table
         .sets
@@ -122,14 +177,15 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: u32) -> Batch
     for name in live.chains.keys().filter(|name| !keeps(name)) {
         batch.flush_chain(name);
     }
+    // Before the chains: a foreign map may lead to them. An unnamed set goes with its rule.
+    for (name, it) in live.sets.iter().filter(|(_, it)| !it.is_unnamed()) {
+        if !table.set(name).is_some_and(|set| it.is_defined_as(set)) {
+            batch.delete_set(name);
+        }
+    }
     for (name, it) in &live.chains {
         if !table.chain(name).is_some_and(|chain| it.hooks_as(chain)) {
             batch.delete_chain(name);
-        }
-    }
-    for (name, it) in &live.sets {
-        if !table.set(name).is_some_and(|set| it.is_defined_as(set)) {
-            batch.delete_set(name);
         }
     }
     for set in &table.sets {

@@ -46,6 +46,8 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 /// Local experimental EtherType 1 (IEEE 802): the guard's own probe.
 pub const PROBE_ETHERTYPE: u16 = 0x88b5;
+/// The mark of the guard's own probe on loopback: "kspr" in ASCII.
+pub const PROBE_MARK: u32 = 0x6b73_7072;
 /// 802.1X: without it a link with port authentication never comes up.
 const ETH_P_PAE: u16 = 0x888e;
 const NFPROTO_IPV4: u8 = 2;
@@ -82,6 +84,8 @@ pub fn compile(policy: &Policy) -> Table {
     let build = Build { policy, family: Family::Inet };
     let mut chains = Vec::new();
     chains.extend(build.lan_chain());
+    chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
+    chains.extend(build.internal_chain("from_internal", Field::MetaIifname));
     chains.push(build.leave_chain());
     chains.push(build.output());
     chains.push(build.postrouting());
@@ -99,6 +103,8 @@ pub fn guard(policy: &Policy, links: Option<&[LinkRef]>) -> Table {
     let build = Build { policy, family: Family::Netdev };
     let mut chains = Vec::new();
     chains.extend(build.lan_chain());
+    chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
+    chains.extend(build.port_chain());
     chains.push(build.frames_chain());
     match links {
         None => chains.push(build.egress("egress".into(), Devices::Every)),
@@ -117,17 +123,18 @@ struct Build<'a> {
 impl Build<'_> {
     // Chains.
 
-    /// What may leave, on whichever link it goes: asked by output and by postrouting.
+    /// What may leave, on whichever link it goes: asked by output and by postrouting. The frequent
+    /// stands first; all accept, so their order decides nothing.
     fn leave_chain(&self) -> Chain {
         let mut rules =
             vec![rule([is_loopback(Field::MetaOiftype), fib_local()], Action::Accept, "loopback")];
         rules.extend(self.into_tunnel());
         rules.extend(self.to_servers());
-        rules.extend(self.neighbours_and_leases());
-        rules.extend(self.to_ntp());
-        rules.extend(self.inbound_replies());
-        rules.extend(self.to_internal(Field::MetaOifname, Field::MetaOifkind));
         rules.extend(self.to_lan());
+        rules.extend(self.inbound_replies());
+        rules.extend(self.to_internal());
+        rules.extend(self.to_ntp());
+        rules.extend(self.neighbours_and_leases());
         chain("leave", rules)
     }
 
@@ -188,11 +195,33 @@ impl Build<'_> {
         self.base("postrouting", Hook::Postrouting, LAST, rules)
     }
 
+    /// Bridges that never leave the machine, by name; their kind is asked before.
+    fn internal_chain(&self, name: &str, field: Field) -> Option<Chain> {
+        let rules = self
+            .policy
+            .internal
+            .iter()
+            .map(|pattern| rule([named(field, pattern)], Action::Accept, "internal bridge"))
+            .collect();
+        self.internal_is_allowed().then(|| chain(name, rules))
+    }
+
+    /// Guests' ports of those bridges, by name; their kind is asked before.
+    fn port_chain(&self) -> Option<Chain> {
+        let why = "port of an internal bridge";
+        let ports = &self.policy.internal_ports;
+        let rules = ports
+            .iter()
+            .map(|pattern| rule([named(Field::MetaOifname, pattern)], Action::Accept, why))
+            .collect();
+        (!ports.is_empty()).then(|| chain("to_port", rules))
+    }
+
     fn forward_chains(&self) -> Vec<Chain> {
         let mut chains = Vec::new();
         let mut forward = Vec::new();
         if self.internal_is_allowed() {
-            let mut rules = self.to_internal(Field::MetaOifname, Field::MetaOifkind);
+            let mut rules = self.to_internal();
             if self.policy.forward_into_tunnel {
                 rules.extend(
                     self.tunnel_links()
@@ -200,10 +229,14 @@ impl Build<'_> {
                         .map(|link| rule(link.out(), Action::Accept, "guest into the tunnel")),
                 );
             }
-            chains.push(chain("from_internal", rules));
-            forward.extend(self.internal_links(Field::MetaIifname, Field::MetaIifkind).map(
-                |link| rule(link, Action::Jump("from_internal".into()), "from internal bridge"),
-            ));
+            chains.push(chain("forward_internal", rules));
+            forward.extend(self.policy.internal.iter().map(|pattern| {
+                rule(
+                    [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
+                    Action::Jump("forward_internal".into()),
+                    "from an internal bridge",
+                )
+            }));
         }
         if self.policy.forward_into_tunnel {
             forward.extend(self.forward_lan_and_replies());
@@ -226,12 +259,10 @@ impl Build<'_> {
                 rules.push(rule(back, Action::Accept, "reply to a lan client"));
             }
             if self.internal_is_allowed() {
-                for bridge in self.internal_links(Field::MetaOifname, Field::MetaOifkind) {
-                    let mut back = link.into_us();
-                    back.extend(bridge);
-                    back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
-                    rules.push(rule(back, Action::Accept, "reply to a guest"));
-                }
+                let mut back = link.into_us();
+                back.push(is_kind(Field::MetaOifkind, "bridge"));
+                back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
+                rules.push(rule(back, Action::Jump("to_internal".into()), "reply to a guest"));
             }
         }
         rules
@@ -272,7 +303,13 @@ impl Build<'_> {
                 "inbound service",
             ));
         }
-        rules.extend(self.to_internal(Field::MetaIifname, Field::MetaIifkind));
+        if self.internal_is_allowed() {
+            rules.push(rule(
+                [is_kind(Field::MetaIifkind, "bridge")],
+                Action::Jump("from_internal".into()),
+                "internal bridges",
+            ));
+        }
         for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
             rules.push(rule(
                 self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]),
@@ -343,49 +380,55 @@ impl Build<'_> {
 
     /// What may be handed to a link's driver.
     fn frames_chain(&self) -> Chain {
-        let mut rules = vec![rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback")];
+        let probe = is(Field::MetaMark, PROBE_MARK.to_ne_bytes());
+        let mut rules = vec![
+            rule(
+                [is_loopback(Field::MetaOiftype), probe],
+                Action::Drop,
+                "probe of the guard on loopback",
+            ),
+            rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback"),
+        ];
         for link in self.tunnel_links() {
             rules.push(rule(link.out(), Action::Accept, "tunnel"));
         }
-        rules.extend(self.to_internal(Field::MetaOifname, Field::MetaOifkind));
-        for pattern in &self.policy.internal_ports {
-            for kind in ["veth", "tun"] {
-                rules.push(rule(
-                    [named(Field::MetaOifname, pattern), is_kind(Field::MetaOifkind, kind)],
-                    Action::Accept,
-                    "port of an internal bridge",
-                ));
-            }
+        rules.extend(self.frames_to_servers());
+        rules.extend(self.to_lan());
+        rules.extend(self.inbound_replies());
+        rules.extend(self.to_internal());
+        if !self.policy.internal_ports.is_empty() {
+            rules.extend(["veth", "tun"].map(|kind| {
+                rule(
+                    [is_kind(Field::MetaOifkind, kind)],
+                    Action::Jump("to_port".into()),
+                    "ports of internal bridges",
+                )
+            }));
         }
         if self.policy.tunnel.is_some() {
             rules.extend(self.address_resolution());
         }
-        for ip in BOTH.into_iter().filter(|&ip| self.has_server(ip)) {
-            // No ports: an outer fragment has none (threat 43).
-            rules.push(rule(
-                [self.mark()]
-                    .into_iter()
-                    .chain(
-                        self.of(
-                            ip,
-                            [concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host"))],
-                        ),
-                    )
-                    .collect::<Vec<_>>(),
-                Action::Accept,
-                "server",
-            ));
-        }
-        rules.extend(self.neighbours_and_leases());
         rules.extend(self.to_ntp());
-        rules.extend(self.inbound_replies());
-        rules.extend(self.to_lan());
+        rules.extend(self.neighbours_and_leases());
         rules.push(rule(
             [is(Field::MetaProtocol, PROBE_ETHERTYPE.to_be_bytes())],
             Action::Drop,
             "probe of the guard",
         ));
         chain("frames", rules)
+    }
+
+    /// No ports: an outer fragment has none (threat 43).
+    fn frames_to_servers(&self) -> Vec<Rule> {
+        BOTH.into_iter()
+            .filter(|&ip| self.has_server(ip))
+            .map(|ip| {
+                let server = concat([ip.daddr(), Field::MetaL4proto], &ip.set("server_host"));
+                let mut matches = vec![self.mark()];
+                matches.extend(self.of(ip, [server]));
+                rule(matches, Action::Accept, "server")
+            })
+            .collect()
     }
 
     fn egress(&self, name: String, devices: Devices) -> Chain {
@@ -724,13 +767,13 @@ impl Build<'_> {
         rules
     }
 
-    fn to_internal(&self, name: Field, kind: Field) -> Vec<Rule> {
-        if !self.internal_is_allowed() {
-            return Vec::new();
-        }
-        self.internal_links(name, kind)
-            .map(|link| rule(link, Action::Accept, "internal bridge"))
-            .collect()
+    fn to_internal(&self) -> Vec<Rule> {
+        let bridge = rule(
+            [is_kind(Field::MetaOifkind, "bridge")],
+            Action::Jump("to_internal".into()),
+            "internal bridges",
+        );
+        self.internal_is_allowed().then_some(bridge).into_iter().collect()
     }
 
     // What the policy has.
@@ -738,13 +781,6 @@ impl Build<'_> {
     /// Only the egress guard keeps a bridge with a NIC in it from leaking.
     fn internal_is_allowed(&self) -> bool {
         self.policy.egress_guard && !self.policy.internal.is_empty()
-    }
-
-    fn internal_links(&self, name: Field, kind: Field) -> impl Iterator<Item = Vec<Match>> {
-        self.policy
-            .internal
-            .iter()
-            .map(move |pattern| vec![named(name, pattern), is_kind(kind, "bridge")])
     }
 
     fn tunnel_links(&self) -> Vec<TunnelLink> {

@@ -179,11 +179,12 @@ const fn register(word: u32) -> u32 {
     }
 }
 
-/// A live rule in the words of [`Rule`]; `None` where it holds what no rule of ours holds.
+/// A live rule in the words of [`Rule`], which lower to the same; `None` where it holds what no rule
+/// of ours holds.
 pub fn raise(list: &[Expression], comment: &str) -> Option<Rule> {
     let mut rest = list;
     let mut matches = Vec::new();
-    while let Some((it, after)) = raise_match(rest) {
+    while let Some((it, after)) = raise_match(rest, &matches) {
         matches.push(it);
         rest = after;
     }
@@ -209,16 +210,31 @@ pub fn raise(list: &[Expression], comment: &str) -> Option<Rule> {
         }
         _ => return None,
     };
-    Some(Rule { matches, counter, action, comment: comment.into() })
+    let rule = Rule { matches, counter, action, comment: comment.into() };
+    (lower(&rule) == list).then_some(rule)
 }
 
-fn raise_match(list: &[Expression]) -> Option<(Match, &[Expression])> {
+/// Fields of several protocols are loaded alike: which is meant shows in the matches before.
+fn is_meant(field: Field, before: &[Match]) -> bool {
+    let known = |number: u8| {
+        before
+            .iter()
+            .any(|it| it.fields == [Field::MetaL4proto] && it.test == Test::Is(vec![number]))
+    };
+    match field {
+        Field::UdpSport | Field::UdpDport => known(17),
+        Field::IcmpType => !known(58),
+        _ => true,
+    }
+}
+
+fn raise_match<'a>(list: &'a [Expression], before: &[Match]) -> Option<(Match, &'a [Expression])> {
     let mut fields = Vec::new();
     let mut word = 0;
     let mut rest = list;
-    while let Some(field) =
-        Field::ALL.into_iter().find(|field| rest.first() == Some(&load(*field, register(word))))
-    {
+    while let Some(field) = Field::ALL.into_iter().find(|&field| {
+        is_meant(field, before) && rest.first() == Some(&load(field, register(word)))
+    }) {
         fields.push(field);
         word += field.kind().length().div_ceil(4);
         rest = &rest[1..];

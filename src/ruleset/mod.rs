@@ -14,7 +14,7 @@ pub mod plan;
 pub mod text;
 
 pub(crate) use compile::successor;
-pub use compile::{Devices, LinkRef, PROBE_ETHERTYPE, compile, guard};
+pub use compile::{Devices, LinkRef, PROBE_ETHERTYPE, PROBE_MARK, compile, guard};
 pub use field::{Field, Load, ValueKind};
 
 /// The name of both our tables.

@@ -187,7 +187,12 @@ fn run<'a>(table: &'a Table, chain: &'a Chain, packet: &mut Packet) -> Option<De
             continue;
         }
         let verdict = match &rule.action {
-            Action::Accept | Action::Masquerade => Verdict::Accept,
+            Action::Accept => Verdict::Accept,
+            Action::Masquerade => {
+                // Later hooks see the new source.
+                packet.source = own_address(table, packet).unwrap_or(packet.source);
+                Verdict::Accept
+            }
             Action::Drop => Verdict::Drop,
             Action::Reject(_) => Verdict::Reject,
             Action::Return => return None,
@@ -211,6 +216,16 @@ fn run<'a>(table: &'a Table, chain: &'a Chain, packet: &mut Packet) -> Option<De
         });
     }
     None
+}
+
+/// The address that a packet gets on its way into the tunnel, the only link that masquerades.
+fn own_address(table: &Table, packet: &Packet) -> Option<IpAddr> {
+    let name = if packet.source.is_ipv4() { "tunnel4" } else { "tunnel6" };
+    let first = &table.set(name)?.elements.first()?.first;
+    match packet.source {
+        IpAddr::V4(_) => Some(<[u8; 4]>::try_from(first.as_slice()).ok()?.into()),
+        IpAddr::V6(_) => Some(<[u8; 16]>::try_from(first.as_slice()).ok()?.into()),
+    }
 }
 
 fn holds(table: &Table, it: &Match, packet: &Packet) -> bool {

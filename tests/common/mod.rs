@@ -78,6 +78,28 @@ impl LockedLab {
         Ok(it)
     }
 
+    /// With nothing but table `inet killswitch`: neither the egress guard nor, since another program
+    /// brings the tunnel up, the routing guard can hide what the table lets through.
+    pub fn table_alone(more: &str) -> Result<Self> {
+        let it = Self::new()?;
+        let [one, two] = &it.lab.servers;
+        let text = format!(
+            "[lock]\n\
+             egress_guard = false\n\
+             [tunnel]\n\
+             kind = \"external\"\n\
+             interface = \"{TUNNEL_LINK}\"\n\
+             addresses = [\"{TUNNEL_V4}/32\", \"{TUNNEL_V6}/128\"]\n\
+             [[server]]\n\
+             name = \"both\"\n\
+             endpoints = [\"{}\", \"{}\"]\n\
+             {more}",
+            one.endpoint_v4, two.endpoint_v4
+        );
+        it.write("killswitch.toml", &text)?;
+        Ok(it)
+    }
+
     /// A file in the configuration's directory; only root may read it.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.directory.path().join(name);
@@ -179,15 +201,41 @@ impl LockedLab {
     /// What leaves the client while `act` runs, and until the wire has carried one more packet
     /// that may leave: so a capture that sees nothing is no proof.
     pub fn during(&self, act: impl FnOnce(&Lab) -> Result<()>) -> Result<Seen> {
+        self.watch(act, |capture| self.pass_a_permitted_packet(capture))
+    }
+
+    /// As [`LockedLab::during`], but nothing need leave afterwards: for positive controls in which
+    /// something else blocks the permitted packet too.
+    pub fn during_unchecked(&self, act: impl FnOnce(&Lab) -> Result<()>) -> Result<Seen> {
+        self.watch(act, |_| Ok(()))
+    }
+
+    fn watch(
+        &self,
+        act: impl FnOnce(&Lab) -> Result<()>,
+        end: impl FnOnce(&Capture) -> Result<()>,
+    ) -> Result<Seen> {
         let file = self.directory.path().join("wire.pcap");
         let capture = Capture::start_with_pcap(&self.lab, self.expectation.clone(), &file)?;
         act(&self.lab)?;
         // The kernel's own answers and look-ups may follow a little later.
         std::thread::sleep(Duration::from_millis(200));
-        self.pass_a_permitted_packet(&capture)?;
+        end(&capture)?;
         let report = capture.stop()?;
         let bytes = fs::read(&file).during(file.display())?;
         Ok(Seen { report, bytes })
+    }
+
+    /// The positive control for what may come late: `act` is repeated until this canary, or a
+    /// leak of this kind, is seen.
+    pub fn until_shown(&self, what: &str, act: impl Fn(&Lab) -> Result<()>) -> Result<()> {
+        let mut last = String::new();
+        eventually(&format!("{what} on the wire"), || {
+            let seen = self.during(&act)?;
+            last = seen.report.summary(20);
+            Ok(seen.must_show(what).is_ok())
+        })
+        .during(last)
     }
 
     /// Waits until all that was sent before is past the wire.
@@ -236,16 +284,24 @@ impl Seen {
 
     /// The positive control: this canary, or a leak of this kind, must be there.
     pub fn must_show(&self, what: &str) -> Result<()> {
-        if self.holds(format!("{CANARY}{what};").as_bytes()) || self.has_leak(what) {
+        if self.holds(&canary(what)) || self.has_leak(what) {
             return Ok(());
         }
-        Err(Error::new(format!("{what} was not seen on the wire: {}", self.report.summary())))
+        Err(Error::new(format!("{what} was not seen on the wire: {}", self.report.summary(20))))
+    }
+
+    /// The negative control: before anything is done, this canary must not be there.
+    pub fn must_be_silent_of(&self, what: &str) -> Result<()> {
+        match self.holds(&canary(what)) {
+            true => Err(Error::new(format!("{what} was seen on the wire before its cause"))),
+            false => Ok(()),
+        }
     }
 
     /// Nothing may have leaked, and no canary may be in any frame.
     pub fn must_be_clean(&self) -> Result<()> {
         if self.report.leaked_total() > 0 {
-            return Err(Error::new(format!("leaked: {}", self.report.summary())));
+            return Err(Error::new(format!("leaked: {}", self.report.summary(20))));
         }
         if self.holds(CANARY.as_bytes()) {
             return Err(Error::new("a canary is in a frame that may leave"));

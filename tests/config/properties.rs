@@ -8,6 +8,7 @@ use killswitch::config::{self, check};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use proptest::test_runner::RngSeed;
 
 const PRIVATE: &str = "yAnz5TF+lXXJte14tjlAlNrmRAfyiuDJ0vyQqyPSTEk=";
 const PRESHARED: &str = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=";
@@ -140,7 +141,7 @@ fn the_unchanged_files_are_valid() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 30_000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, rng_seed: RngSeed::Fixed(0x6b73), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn arbitrary_bytes(toml in vec(any::<u8>(), 0..200), wg in vec(any::<u8>(), 0..200)) {

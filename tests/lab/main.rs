@@ -8,7 +8,7 @@ use killswitch::lab::advertisement::{Advertiser, RaOptions};
 use killswitch::lab::dhcp::{self, DhcpOptions, DhcpServer, Kind, Message};
 use killswitch::lab::harness::{self, Outcome, eventually};
 use killswitch::lab::traffic::Flood;
-use killswitch::lab::{Capture, Expectation, Lab, Senders, namespaces};
+use killswitch::lab::{Capture, Expectation, Lab, Senders, namespaces, setup};
 
 fn ping(lab: &Lab, address: &str) -> killswitch::lab::Result<()> {
     lab.client.command("ping", &["-c1", "-W10", address]).map(drop)
@@ -37,7 +37,7 @@ fn a_tunnel_carries_pings_through_either_server() -> Outcome {
         ping(&lab, "2606:4700:4700::1111")?;
         let report = capture.stop()?;
         if report.leaked.keys().any(|class| class.contains("1.1.1.1")) {
-            return Err(report.summary().into());
+            return Err(report.summary(20).into());
         }
         if !report.allowed.contains_key("WireGuard to a server") {
             return Err("no WireGuard message was seen".into());
@@ -142,7 +142,7 @@ fn senders_leak_without_a_lock() -> Outcome {
     let report = capture.stop()?;
     for what in ["UDP 192.168.1.50 -> 1.1.1.1:53", "not WireGuard's shape", "ICMPv6 type 128"] {
         if !report.leaked.keys().any(|class| class.contains(what)) {
-            return Err(format!("{what} was not seen: {}", report.summary()).into());
+            return Err(format!("{what} was not seen: {}", report.summary(20)).into());
         }
     }
     Ok(())
@@ -162,6 +162,20 @@ fn a_flood_is_counted() -> Outcome {
     Ok(())
 }
 
+fn the_configuration_written_is_one_that_loads() -> Outcome {
+    let lab = Lab::new()?;
+    let file = setup::write_configuration(&lab, "\n[allow]\nlan = [\"192.168.1.0/24\"]\n")?;
+    let config = killswitch::config::load(&file)?;
+    assert_eq!(config.servers.len(), 2);
+    assert_eq!(config.tunnel.mark, MARK);
+    assert_eq!(config.tunnel.interface, TUNNEL_LINK);
+    let public = config.servers[1].public_key.as_ref().map(ToString::to_string);
+    assert_eq!(public, Some(lab.servers[1].keys.public_text()));
+    // Written twice: a test may change its mind.
+    setup::write_configuration(&lab, "")?;
+    Ok(())
+}
+
 /// The guard that keeps a mistake from cutting this machine off.
 fn hosts_are_apart_from_the_machine() -> Outcome {
     let here = namespaces::current()?;
@@ -171,6 +185,21 @@ fn hosts_are_apart_from_the_machine() -> Outcome {
     assert_ne!(here, there);
     assert_ne!(router, there);
     assert_eq!(lab.client.command("readlink", &["/proc/self/ns/net"])?.trim(), there);
+    Ok(())
+}
+
+fn nothing_outlives_a_laboratory() -> Outcome {
+    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    let before = threads()?;
+    let mut lab = Lab::new()?;
+    lab.start_server(0)?;
+    let (tunnel, senders) = (lab.client_tunnel(0)?, Senders::start(&lab, 100)?);
+    let capture = Capture::start(&lab, Expectation::of(&lab))?;
+    if threads()? <= before {
+        return Err("no thread was seen".into());
+    }
+    drop((tunnel, senders, capture, lab));
+    assert_eq!(threads()?, before);
     Ok(())
 }
 
@@ -189,6 +218,11 @@ fn main() -> std::process::ExitCode {
         ),
         ("senders_leak_without_a_lock", senders_leak_without_a_lock),
         ("a_flood_is_counted", a_flood_is_counted),
+        ("nothing_outlives_a_laboratory", nothing_outlives_a_laboratory),
+        (
+            "the_configuration_written_is_one_that_loads",
+            the_configuration_written_is_one_that_loads,
+        ),
         ("hosts_are_apart_from_the_machine", hosts_are_apart_from_the_machine),
     ])
 }

@@ -1,5 +1,7 @@
 """Sends one packet of each kind named on the command line, each with its own canary.
 
+send.py LINK KIND...
+
 An error is the kernel's refusal, which is what a lock is for: it is printed, and the next kind is
 tried. That nothing was refused without the lock is for the caller to see, on the wire.
 """
@@ -9,13 +11,13 @@ import struct
 import sys
 import time
 
-LINK = "eth0"
+LINK = sys.argv[1]
 GATEWAY = "192.168.1.1"
 V4 = "1.1.1.1"
 V6 = "2606:4700:4700::1111"
 OWN4 = "192.168.1.50"
 OWN6 = "2001:db8:1::50"
-INDEX = socket.if_nametoindex(LINK) if LINK in dict(map(reversed, socket.if_nameindex())) else 0
+INDEX = socket.if_nametoindex(LINK)
 
 # Of include/uapi/linux: in.h, in6.h, if_packet.h, if_ether.h, udp.h
 IP_OPTIONS, IP_TRANSPARENT, IP_UNICAST_IF, IP_HDRINCL = 4, 19, 50, 3
@@ -390,6 +392,56 @@ def broadcast4_net(name):
 
 
 @kind
+def loopback4(name):
+    datagram(name, "127.0.0.1", port=9999)
+
+
+@kind
+def inner4(name):
+    datagram(name, "10.200.0.2", port=443)
+
+
+@kind
+def marked_like_wireguard(name):
+    mark = [(socket.SOL_SOCKET, socket.SO_MARK, 0x6B73)]
+    datagram(name, "198.51.100.7", mark, port=51820, payload=b"\x01\0\0\0" + canary(name))
+
+
+@kind
+def marked_to_server(name):
+    mark = [(socket.SOL_SOCKET, socket.SO_MARK, 0x6B73)]
+    datagram(name, "198.51.100.7", mark, port=53)
+
+
+@kind
+def packet_marked_to_server(name):
+    frame = ipv4(17, udp(53, canary(name)), to="198.51.100.7")
+    packet(b"\x08\x00" + frame, [(socket.SOL_SOCKET, socket.SO_MARK, 0x6B73)])
+
+
+@kind
+def syn4_spoofed(name):
+    # To 1.1.1.1 from nobody: what is refused must not be told to that nobody by way of the wire.
+    syn = struct.pack("!HHIIBBHHH", 40000, 7007, 1, 0, 0x50, 2, 1000, 0, 0)
+    pseudo = socket.inet_aton("203.0.113.99") + socket.inet_aton(V4) + struct.pack("!HH", 6, 20)
+    syn = syn[:16] + struct.pack("!H", checksum(pseudo + syn)) + syn[18:]
+    frame = ipv4(6, syn, source="203.0.113.99")
+    raw(name, socket.IPPROTO_RAW, payload=frame, header=True)
+
+
+@kind
+def udp4_spoofed(name):
+    frame = ipv4(17, udp(7008, canary(name)), source="203.0.113.99")
+    raw(name, socket.IPPROTO_RAW, payload=frame, header=True)
+
+
+@kind
+def udp6_spoofed(name):
+    frame = ipv6(17, udp(7008, canary(name)), source="2001:db8:ffff::99")
+    raw(name, socket.IPPROTO_RAW, V6, frame, header=True)
+
+
+@kind
 def packet_udp(name):
     packet(b"\x08\x00" + ipv4(17, udp(443, canary(name))))
 
@@ -456,7 +508,7 @@ def packet_fragment(name):
 def main():
     with open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
         file.write("0 0")
-    for name in sys.argv[1:]:
+    for name in sys.argv[2:]:
         try:
             kinds[name](name)
         except OSError as error:

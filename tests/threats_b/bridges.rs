@@ -211,7 +211,7 @@ pub fn bridge_guest_does_not_reach_the_internet() -> Outcome {
         let seen = it.during(|_| from_guest(&guest.host))?;
         for shot in from_anywhere() {
             if !shot.is_in(&seen) {
-                return Err(format!("control: {}", seen.report.summary()).into());
+                return Err(format!("control: {}", seen.report.summary(20)).into());
             }
         }
         seen.must_show("ICMP type 8")?;
@@ -245,7 +245,7 @@ pub fn bridge_guest_with_foreign_rules() -> Outcome {
     let send = |_: &Lab| shots.iter().try_for_each(|shot| shot.fire(&guest.host));
     let seen = it.during(send)?;
     if let Some(shot) = shots.iter().find(|shot| !shot.is_in(&seen)) {
-        return Err(format!("control: {:?}: {}", shot.name(), seen.report.summary()).into());
+        return Err(format!("control: {:?}: {}", shot.name(), seen.report.summary(20)).into());
     }
     it.lock()?;
     it.during(send)?.must_be_clean()?;
@@ -316,7 +316,7 @@ pub fn bridge_with_the_nic_leaks_nothing() -> Outcome {
             seen.must_show("guest frame")?;
             for shot in from_anywhere().iter().chain(&host_shots()) {
                 if !shot.is_in(&seen) {
-                    let summary = seen.report.summary();
+                    let summary = seen.report.summary(20);
                     return Err(format!("control: {}: {summary}", shot.name()).into());
                 }
             }

@@ -44,7 +44,7 @@ pub fn forward_tunnel_takes_guests() -> Outcome {
     // The control: routed, they leave in clear.
     let seen = it.during(|_| send(&guest.host))?;
     if let Some(shot) = shots().iter().find(|shot| !shot.is_in(&seen)) {
-        return Err(format!("control: {}: {}", shot.name(), seen.report.summary()).into());
+        return Err(format!("control: {}: {}", shot.name(), seen.report.summary(20)).into());
     }
     it.lock()?;
     it.during(|_| send(&guest.host))?.must_be_clean()?;
@@ -82,7 +82,7 @@ pub fn forward_tunnel_takes_lan_clients() -> Outcome {
     let send = |lab: &Lab| shots.iter().try_for_each(|shot| shot.fire(&lab.neighbour));
     let seen = it.during(send)?;
     if let Some(shot) = shots.iter().find(|shot| !shot.is_in(&seen)) {
-        return Err(format!("control: {}: {}", shot.name(), seen.report.summary()).into());
+        return Err(format!("control: {}: {}", shot.name(), seen.report.summary(20)).into());
     }
     it.lab.start_server(0)?;
     it.lock()?;
@@ -104,6 +104,6 @@ fn none_leaks(it: &LockedLab, send: impl FnOnce(&Lab) -> Result<()>) -> Result<(
     let report = it.during(send)?.report;
     match report.leaked_total() {
         0 => Ok(()),
-        _ => Err(Error::new(format!("leaked: {}", report.summary()))),
+        _ => Err(Error::new(format!("leaked: {}", report.summary(20)))),
     }
 }

@@ -96,7 +96,7 @@ pub fn t66_first_lease_renewal_and_rebinding() -> Outcome {
     let report = capture.stop()?;
     assert_eq!(server.heard(), [Kind::Discover, Kind::Request, Kind::Request, Kind::Request]);
     assert_eq!(report.allowed.get("DHCP"), Some(&4));
-    assert_eq!(report.leaked_total(), 0, "{}", report.summary());
+    assert_eq!(report.leaked_total(), 0, "{}", report.summary(20));
     Ok(())
 }
 

@@ -166,7 +166,7 @@ fn nothing_from_the_first_frame(it: &LockedLab) -> Result<()> {
     let report = capture.stop()?;
     match report.leaked_total() {
         0 => Ok(()),
-        _ => Err(Error::new(format!("leaked: {}", report.summary()))),
+        _ => Err(Error::new(format!("leaked: {}", report.summary(20)))),
     }
 }
 
@@ -224,7 +224,7 @@ pub fn t43_fragmented_outer_packets() -> Outcome {
         return Err("nothing came in pieces".into());
     }
     if report.leaked.keys().any(|class| class != fragments) {
-        return Err(report.summary().into());
+        return Err(report.summary(20).into());
     }
     it.unlock()?;
     it.lab.route_into_tunnel()?;

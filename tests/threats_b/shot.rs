@@ -186,7 +186,7 @@ pub fn leak(it: &LockedLab, shots: &[Shot]) -> Result<()> {
     let seen = it.during(|lab| fire(lab, shots))?;
     for shot in shots {
         if !shot.is_in(&seen) {
-            let summary = seen.report.summary();
+            let summary = seen.report.summary(20);
             return Err(Error::new(format!("control: {} was not seen: {summary}", shot.name)));
         }
     }
@@ -202,7 +202,7 @@ pub fn hold(it: &LockedLab, shots: &[Shot]) -> Result<()> {
 pub fn hold_these(it: &LockedLab, shots: &[Shot]) -> Result<()> {
     let seen = it.during(|lab| fire(lab, shots))?;
     match shots.iter().find(|shot| shot.is_in(&seen)) {
-        Some(shot) => Err(Error::new(format!("{}: {}", shot.name, seen.report.summary()))),
+        Some(shot) => Err(Error::new(format!("{}: {}", shot.name, seen.report.summary(20)))),
         None => Ok(()),
     }
 }
@@ -211,7 +211,7 @@ pub fn hold_these(it: &LockedLab, shots: &[Shot]) -> Result<()> {
 pub fn pass(it: &LockedLab, shots: &[Shot]) -> Result<()> {
     let seen = it.during(|lab| fire(lab, shots))?;
     if seen.report.leaked_total() > 0 {
-        return Err(Error::new(format!("leaked: {}", seen.report.summary())));
+        return Err(Error::new(format!("leaked: {}", seen.report.summary(20))));
     }
     match shots.iter().find(|shot| !shot.is_in(&seen)) {
         Some(shot) => Err(Error::new(format!("{} did not leave", shot.name))),

@@ -156,9 +156,12 @@ impl Echoes {
         message.extend(self.sequence.to_be_bytes());
         if self.to.is_ipv4() {
             // The kernel computes ICMPv6's.
-            let sum: u32 = message.chunks(2).map(|b| u32::from(b[0]) << 8 | u32::from(b[1])).sum();
-            let folded = (sum & 0xffff) + (sum >> 16);
-            message[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+            let mut sum: u32 =
+                message.chunks(2).map(|b| u32::from(b[0]) << 8 | u32::from(b[1])).sum();
+            while sum > 0xffff {
+                sum = (sum & 0xffff) + (sum >> 16);
+            }
+            message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
         }
         message
     }

@@ -1,0 +1,397 @@
+//! How fast the lock is, each figure a ratio to a peer measured in the same run.
+//!
+//! `cargo bench --features lab --bench lock`; runs in private network namespaces. Bounds are those
+//! of the project's goals; a figure outside of its bound is marked, and the exit status is 1.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use killswitch::lab::{Host, Result, namespaces};
+use killswitch::netfilter::{self, batch::Batch, live};
+use killswitch::netlink::{Family, Socket};
+use killswitch::policy::{MessageShape, Policy, Protocol, Server};
+use killswitch::ruleset::{self, Family as TableFamily, expression, text};
+use killswitch::{config, lock};
+
+/// NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h).
+const NFTABLES_EVENTS: u32 = 7;
+/// NFT_MSG_NEWGEN of NFNL_SUBSYS_NFTABLES: a transaction has been committed.
+const COMMITTED: u16 = 10 << 8 | 15;
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 50);
+const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+const MARK: u32 = config::DEFAULT_MARK;
+/// Between two commands, so that each meets the idle kernel that a person's command meets.
+const PAUSE: Duration = Duration::from_millis(100);
+
+struct Row {
+    what: &'static str,
+    figures: String,
+    ratio: f64,
+    bound: Bound,
+}
+
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+    /// The ratio of the same thing measured twice tells the noise.
+    Within(f64),
+}
+
+impl Row {
+    fn holds(&self) -> bool {
+        match self.bound {
+            Bound::AtMost(bound) => self.ratio <= bound,
+            Bound::AtLeast(bound) => self.ratio >= bound,
+            Bound::Within(bound) => self.ratio <= bound && self.ratio >= 1.0 / bound,
+        }
+    }
+
+    fn print(&self) {
+        let goal = match self.bound {
+            Bound::AtMost(bound) => format!("at most {bound:.2}"),
+            Bound::AtLeast(bound) => format!("at least {bound:.2}"),
+            Bound::Within(bound) => format!("{:.2} to {bound:.2}", 1.0 / bound),
+        };
+        let verdict = if self.holds() { "" } else { "  MISSED" };
+        println!(
+            "| {:<46} | {:<34} | {:>5.2} | {goal:<13} |{verdict}",
+            self.what, self.figures, self.ratio
+        );
+    }
+}
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<bool> {
+    namespaces::enter_private()?;
+    let bench = Bench::new()?;
+    println!("| {:<46} | {:<34} | ratio | goal          |", "what", "medians");
+    println!("|{:-<48}|{:-<36}|-------|---------------|", "", "");
+    let mut all = true;
+    for part in [Bench::commands, Bench::commits, Bench::many_servers, Bench::throughput] {
+        for row in part(&bench)? {
+            row.print();
+            all &= row.holds();
+        }
+    }
+    Ok(all)
+}
+
+struct Bench {
+    client: Host,
+    peer: Host,
+    folder: tempfile::TempDir,
+    policy: Policy,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let (client, peer) = (Host::new("client")?, Host::new("peer")?);
+        client.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}\nlink set eth0 up\n\
+             addr add {CLIENT}/24 dev eth0",
+            peer.path()
+        ))?;
+        peer.ip(&format!(
+            "link set eth0 up\naddr add {PEER}/24 dev eth0\n\
+             addr add 198.51.100.7/32 dev lo\naddr add 10.64.0.0/10 dev lo"
+        ))?;
+        client.ip(&format!("route add default via {PEER}"))?;
+        let folder = tempfile::tempdir().map_err(killswitch::lab::Error::new)?;
+        write(folder.path(), "key", "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n");
+        write(folder.path(), "killswitch.toml", CONFIG);
+        let config = config::load(&folder.path().join("killswitch.toml"))
+            .map_err(killswitch::lab::Error::new)?;
+        let policy = Policy::from_config(&config);
+        let inet = text::script(&ruleset::compile(&policy));
+        write(folder.path(), "inet.nft", &inet);
+        Ok(Bench { client, peer, folder, policy })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// `killswitch lock` against `nft -f` of the same rules, each from nothing.
+    fn commands(&self) -> Result<Vec<Row>> {
+        const ROUNDS: usize = 41;
+        let (config, script) = (self.path("killswitch.toml"), self.path("inet.nft"));
+        let ours = [env!("CARGO_BIN_EXE_killswitch"), "--config", &config, "lock"];
+        let theirs = ["nft", "-f", &script];
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        for _ in 0..ROUNDS {
+            let (commit, whole) = self.client.run(|| timed(&ours))?;
+            times[0].push(commit);
+            times[1].push(whole);
+            self.unlock()?;
+            let (commit, whole) = self.client.run(|| timed(&theirs))?;
+            times[2].push(commit);
+            times[3].push(whole);
+            self.unlock()?;
+        }
+        let [our_commit, our_whole, their_commit, their_whole] = times.map(median);
+        Ok(vec![
+            row("exec to commit, against nft -f", our_commit, their_commit, Bound::AtMost(0.5)),
+            row(
+                "whole lock (guards, read-back), against nft -f",
+                our_whole,
+                their_whole,
+                Bound::AtMost(1.0),
+            ),
+        ])
+    }
+
+    fn unlock(&self) -> Result<()> {
+        self.client.run(lock::unlock)?.map_err(killswitch::lab::Error::new)?;
+        std::thread::sleep(PAUSE);
+        Ok(())
+    }
+
+    /// Building and committing a table against sending the same batch, built before.
+    fn commits(&self) -> Result<Vec<Row>> {
+        const ROUNDS: usize = 61;
+        let table = ruleset::compile(&self.policy);
+        self.client
+            .run(|| {
+                let mut ours = Vec::new();
+                let mut bare = Vec::new();
+                for _ in 0..ROUNDS {
+                    let socket = Socket::open(Family::Netfilter)?;
+                    ours.push(clock(|| {
+                        netfilter::commit(&socket, &ruleset::compile(&self.policy))
+                    }));
+                    netfilter::remove(&socket, TableFamily::Inet)?;
+                    let (bytes, _) = prebuilt(&table).finish(None);
+                    bare.push(clock(|| {
+                        socket.send(&bytes)?;
+                        while socket.receive_pending()?.is_some() {}
+                        std::io::Result::Ok(())
+                    }));
+                    netfilter::remove(&socket, TableFamily::Inet)?;
+                }
+                Ok::<_, netfilter::Error>(vec![row(
+                    "compile and commit, against the bare batch",
+                    median(ours),
+                    median(bare),
+                    Bound::AtMost(1.2),
+                )])
+            })?
+            .map_err(killswitch::lab::Error::new)
+    }
+
+    /// Time to commit, and the cost of a packet to a server, with many servers.
+    fn many_servers(&self) -> Result<Vec<Row>> {
+        const ROUNDS: usize = 7;
+        let sink = self.peer.run(|| UdpSocket::bind("198.51.100.7:51820"))?;
+        let _sink = sink.map_err(killswitch::lab::Error::new)?;
+        let policies = [1, 10_000, 100_000].map(|count| self.with_servers(count));
+        self.client
+            .run(|| {
+                let mut commits: [Vec<Duration>; 3] = Default::default();
+                let mut packets: [Vec<Duration>; 3] = Default::default();
+                for _ in 0..ROUNDS {
+                    for (index, policy) in policies.iter().enumerate() {
+                        let socket = Socket::open(Family::Netfilter)?;
+                        let table = ruleset::compile(policy);
+                        commits[index].push(clock(|| netfilter::apply(&socket, &table)));
+                        packets[index].push(packet_cost()?);
+                        netfilter::remove(&socket, TableFamily::Inet)?;
+                    }
+                }
+                let [one, ten, hundred] = packets.map(median);
+                let [_, commit_ten, commit_hundred] = commits.map(median);
+                println!(
+                    "| {:<46} | {:<34} |       |               |",
+                    "apply and read back 10,000 and 100,000 servers",
+                    format!("{} and {}", show(commit_ten), show(commit_hundred))
+                );
+                Ok::<_, netfilter::Error>(vec![
+                    row("packet to one of 10,000 servers, of 1", ten, one, Bound::Within(1.15)),
+                    row(
+                        "packet to one of 100,000 servers, of 1",
+                        hundred,
+                        one,
+                        Bound::Within(1.15),
+                    ),
+                ])
+            })?
+            .map_err(killswitch::lab::Error::new)
+    }
+
+    fn with_servers(&self, count: u32) -> Policy {
+        let mut policy = self.policy.clone();
+        for number in 1..count {
+            policy.servers.insert(Server {
+                endpoint: SocketAddr::new(IpAddr::V4((0x2d00_0000 + number).into()), 51820),
+                protocol: Protocol::Udp,
+                shape: MessageShape::Wireguard,
+            });
+        }
+        policy
+    }
+
+    /// TCP to an allowed LAN, the last thing that the rules look for.
+    fn throughput(&self) -> Result<Vec<Row>> {
+        const ROUNDS: usize = 11;
+        let listener = self.peer.run(|| TcpListener::bind((PEER, 5001)))?;
+        let listener = listener.map_err(killswitch::lab::Error::new)?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(std::io::Result::ok) {
+                std::thread::spawn(move || swallow(stream));
+            }
+        });
+        let (mut locked, mut open) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            self.client.run(|| lock::lock(&self.policy))?.map_err(killswitch::lab::Error::new)?;
+            locked.push(self.client.run(pour)?.map_err(killswitch::lab::Error::new)?);
+            self.client.run(lock::unlock)?.map_err(killswitch::lab::Error::new)?;
+            open.push(self.client.run(pour)?.map_err(killswitch::lab::Error::new)?);
+        }
+        let gigabits = |rates: &mut Vec<f64>| {
+            rates.sort_by(f64::total_cmp);
+            rates[rates.len() / 2] * 8.0 / 1e9
+        };
+        let (locked, open) = (gigabits(&mut locked), gigabits(&mut open));
+        Ok(vec![Row {
+            what: "throughput over veth, locked against open",
+            figures: format!("{locked:.1} and {open:.1} Gbit/s"),
+            ratio: locked / open,
+            bound: Bound::AtLeast(0.99),
+        }])
+    }
+}
+
+const CONFIG: &str = r#"
+[tunnel]
+interface = "wg0"
+private_key_file = "key"
+addresses = ["10.64.0.2/32", "fd00:64::2/128"]
+[[server]]
+name = "one"
+endpoints = ["198.51.100.7:51820", "[2001:db8::7]:51820"]
+public_key = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw="
+[allow]
+lan = ["192.168.1.0/24", "fd12:3456::/32"]
+ntp = ["192.0.2.123"]
+inbound = [{ proto = "tcp", port = 22, from = ["192.168.1.0/24"] }]
+"#;
+
+fn write(folder: &Path, name: &str, content: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = folder.join(name);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .mode(0o600)
+        .open(file)
+        .expect("a file");
+    file.write_all(content.as_bytes()).expect("room for a small file");
+}
+
+/// From the start of a program to the first commit, and to its end.
+fn timed(program: &[&str]) -> (Duration, Duration) {
+    let events = Socket::open(Family::Netfilter).expect("a netlink socket");
+    events.subscribe(NFTABLES_EVENTS).expect("a subscription");
+    let start = Instant::now();
+    let mut child = Command::new(program[0])
+        .args(&program[1..])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let commit = loop {
+        let messages = events.receive().expect("events");
+        if messages.iter().any(|message| message.kind == COMMITTED) {
+            break start.elapsed();
+        }
+    };
+    let status = child.wait().expect("the program ends");
+    assert!(status.success(), "{program:?}: {status}");
+    (commit, start.elapsed())
+}
+
+fn prebuilt(table: &ruleset::Table) -> Batch {
+    let mut batch = Batch::new(table.family);
+    batch.add_table(live::OWNER | live::PERSIST);
+    for set in &table.sets {
+        batch.add_set(set);
+        batch.add_elements(set, &set.elements);
+    }
+    table.chains.iter().for_each(|chain| batch.add_chain(chain));
+    for chain in &table.chains {
+        for rule in &chain.rules {
+            batch.add_rule(&chain.name, &expression::lower(rule), &rule.comment);
+        }
+    }
+    batch
+}
+
+/// The time that one marked datagram of WireGuard's shape takes to the server.
+fn packet_cost() -> std::io::Result<Duration> {
+    const PACKETS: u32 = 100_000;
+    let socket = UdpSocket::bind((CLIENT, 0))?;
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &MARK)?;
+    socket.connect("198.51.100.7:51820")?;
+    let mut message = [0; 148];
+    message[0] = 1;
+    let start = Instant::now();
+    for _ in 0..PACKETS {
+        socket.send(&message)?;
+    }
+    Ok(start.elapsed() / PACKETS)
+}
+
+fn swallow(mut stream: TcpStream) {
+    let mut buffer = vec![0; 1 << 18];
+    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+}
+
+/// Bytes a second.
+fn pour() -> std::io::Result<f64> {
+    const LONG: Duration = Duration::from_millis(1000);
+    let mut stream = TcpStream::connect((PEER, 5001))?;
+    let buffer = vec![0; 1 << 18];
+    let (start, mut sent) = (Instant::now(), 0usize);
+    while start.elapsed() < LONG {
+        sent += stream.write(&buffer)?;
+    }
+    Ok(sent as f64 / start.elapsed().as_secs_f64())
+}
+
+fn clock<T, E: std::fmt::Debug>(work: impl FnOnce() -> std::result::Result<T, E>) -> Duration {
+    let start = Instant::now();
+    work().expect("what is measured works");
+    start.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn row(what: &'static str, ours: Duration, theirs: Duration, bound: Bound) -> Row {
+    Row {
+        what,
+        figures: format!("{} and {}", show(ours), show(theirs)),
+        ratio: ours.as_secs_f64() / theirs.as_secs_f64(),
+        bound,
+    }
+}
+
+fn show(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds < 1e-3 => format!("{:.2} us", seconds * 1e6),
+        seconds => format!("{:.2} ms", seconds * 1e3),
+    }
+}

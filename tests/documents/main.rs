@@ -1,0 +1,150 @@
+//! The documents are true: what they name exists, and what exists is named.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use killswitch::cli::args::Arguments;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root().join(folder)).expect(folder) {
+        let path = entry.expect("an entry").path();
+        let name = path.strip_prefix(root()).expect("below the root").display().to_string();
+        if path.is_dir() {
+            found.extend(sources(&name));
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The numbers of the tests named `tNN_...`.
+fn threat_tests() -> BTreeSet<u32> {
+    let mut numbers = BTreeSet::new();
+    for path in sources("tests").into_iter().chain(sources("src")) {
+        let text = std::fs::read_to_string(&path).expect("a source");
+        for after in text.split("fn t").skip(1) {
+            let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+            if digits.len() >= 2 && after[digits.len()..].starts_with('_') {
+                numbers.insert(digits.parse().expect("digits"));
+            }
+        }
+    }
+    numbers
+}
+
+/// (number, last column) of SECURITY.md's table of threats.
+fn threat_rows() -> Vec<(u32, String)> {
+    let text = read("SECURITY.md");
+    let table = text.split("## Threats").nth(1).expect("the table of threats");
+    table
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            Some((cells.first()?.parse().ok()?, (*cells.last()?).to_owned()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_threat_has_a_row_and_every_row_its_test() {
+    let rows = threat_rows();
+    let numbers: Vec<u32> = rows.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=68).collect::<Vec<_>>());
+    let tests = threat_tests();
+    for (number, test) in &rows {
+        if let Some(named) = test.strip_prefix("`t").and_then(|it| it.strip_suffix('`'))
+            && let Ok(named) = named.parse::<u32>()
+        {
+            assert_eq!(named, *number);
+            assert!(tests.contains(number), "SECURITY.md names t{number:02}, which is no test");
+        } else {
+            assert!(!tests.contains(number), "SECURITY.md does not name the test t{number:02}");
+        }
+    }
+}
+
+#[test]
+fn the_manual_names_every_command_and_option() {
+    let manual = read("man/killswitch.8");
+    let command = Arguments::command();
+    for subcommand in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+        let name = subcommand.get_name();
+        assert!(manual.contains(&format!(".It Ic {name}")), "killswitch(8) lacks {name}");
+        for argument in subcommand.get_arguments() {
+            if let Some(long) = argument.get_long() {
+                assert!(
+                    manual.contains(&format!("Fl -{long}")),
+                    "killswitch(8) lacks {name} --{long}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_manual_names_every_key() {
+    let manual = read("man/killswitch.toml.5");
+    let schema = read("src/config/schema.rs");
+    let toml_part = schema.split("WG_INTERFACE").next().expect("the keys of the TOML file");
+    for (index, key) in toml_part.split('"').enumerate() {
+        let is_key = index % 2 == 1 && key.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
+        if is_key && !["proto", "port", "from"].contains(&key) {
+            let named = [format!(".It Cm {key}"), format!("[{key}]"), format!("[[{key}]]")];
+            assert!(named.iter().any(|it| manual.contains(it)), "killswitch.toml(5) lacks {key}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_gives_commands_that_exist() {
+    let makefile = read("Makefile");
+    let readme = read("README.md");
+    for target in ["demo", "test"] {
+        assert!(readme.contains(&format!("make {target}")), "README.md lacks make {target}");
+        assert!(makefile.contains(&format!("\n{target}:")), "the Makefile lacks {target}");
+    }
+}
+
+/// What decides does no I/O and knows no time.
+#[test]
+fn the_core_does_not_import_the_edges() {
+    let forbidden = [
+        "std::fs",
+        "std::io",
+        "std::process",
+        "std::time",
+        "std::env",
+        "std::thread",
+        "UdpSocket",
+        "TcpStream",
+        "tokio",
+        "nix::",
+        "netlink",
+        "crate::netfilter",
+        "crate::routing",
+        "crate::lock",
+        "crate::cli",
+        "crate::lab",
+    ];
+    let core = sources("src/ruleset").into_iter().chain([root().join("src/policy.rs")]);
+    for path in core {
+        let text = std::fs::read_to_string(&path).expect("a source");
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            for word in forbidden {
+                assert!(!line.contains(word), "{}: {line}", path.display());
+            }
+        }
+    }
+}
