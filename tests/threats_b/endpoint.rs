@@ -66,11 +66,11 @@ pub fn t30_mark_set_by_root() -> Outcome {
     naive_lock(&it.lab, 0, "meta mark 0x6b73 accept")?;
     hold(&it, &ordinary())?;
     leak(&it, &marked(ordinary()))?;
-    it.during(|lab| ping_marked(lab))?.must_show("ICMP type 8 192.168.1.50 -> 1.1.1.1")?;
+    it.during(ping_marked)?.must_show("ICMP type 8 192.168.1.50 -> 1.1.1.1")?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
     hold_layer_by_layer(&it, &marked(ordinary()))?;
-    it.during(|lab| ping_marked(lab))?.must_be_clean()?;
+    it.during(ping_marked)?.must_be_clean()?;
     pass(&it, &marked(outer()))?;
     Ok(())
 }
@@ -80,6 +80,48 @@ fn ping_marked(lab: &Lab) -> Result<()> {
         lab.client.output("ping", &["-c1", "-W1", "-m", "27507", to])?;
     }
     Ok(())
+}
+
+/// A packet socket's frames bear its mark, too, and meet the egress guard alone: it lets marked UDP
+/// to a server's address pass whatever the port, since a later fragment has none (threat 43).
+pub fn t30_mark_on_a_packet_socket() -> Outcome {
+    let elsewhere = ["1.1.1.1", "203.0.113.10", "192.168.1.1"];
+    let it = LockedLab::new()?;
+    let seen = it.during(|lab| marked_frames(lab, &elsewhere))?;
+    for to in elsewhere {
+        seen.must_show(to)?;
+    }
+    it.lock()?;
+    it.during(|lab| marked_frames(lab, &elsewhere))?.must_be_clean()?;
+    // A limit, kept here so that its end is noticed: whoever may open packet sockets.
+    let seen = it.during(|lab| marked_frames(lab, &["198.51.100.7"]))?;
+    seen.must_show("198.51.100.7")?;
+    Ok(())
+}
+
+/// One frame of UDP to port 53 of each address, with the address as its canary.
+fn marked_frames(lab: &Lab, addresses: &[&str]) -> Result<()> {
+    const SCRIPT: &str = "
+import socket, struct, sys
+SO_MARK = 36
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(('eth0', 0))
+sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 0x6b73)
+for to in sys.argv[1:]:
+    payload = b'killswitch-canary:' + to.encode() + b';'
+    udp = struct.pack('!4H', 40000, 53, 8 + len(payload), 0) + payload
+    head = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 20 + len(udp), 7, 0, 64, 17, 0,
+                       socket.inet_aton('192.168.1.50'), socket.inet_aton(to))
+    total = sum(struct.unpack('!10H', head))
+    total = (total & 0xffff) + (total >> 16)
+    head = head[:10] + struct.pack('!H', ~(total + (total >> 16)) & 0xffff) + head[12:]
+    try:
+        sock.send(b'\\xff' * 6 + b'\\x02\\0\\0\\0\\0\\x01' + b'\\x08\\0' + head + udp)
+    except OSError:
+        pass
+";
+    let words: Vec<&str> = ["-c", SCRIPT].iter().chain(addresses).copied().collect();
+    lab.client.command("python3", &words).map(drop)
 }
 
 /// A rule for the user that the tunnel's program runs as lets out all that this user sends.
