@@ -2,7 +2,7 @@
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::Outcome;
-use killswitch::lab::{Error, Lab, Result};
+use killswitch::lab::{Context, Error, Lab, Result};
 
 use crate::common::LockedLab;
 use crate::senders::{probe, serve};
@@ -52,15 +52,36 @@ pub fn t09_probes_of_the_tunnel_address() -> Outcome {
     for (kind, class) in ANSWERS {
         it.until_shown(class, |lab| probe(lab, &v4, &v6, &[kind]))?;
     }
+    it.lab.client.feed("nft", &["-f", "-"], PASSED)?;
+    it.until_shown(ANSWERS[0].1, |lab| probe(lab, &v4, &v6, &[ANSWERS[0].0]))?;
+    if passed(&it)? == 0 {
+        return Err("the probe was not seen behind prerouting without the lock".into());
+    }
     it.lock()?;
     for (kind, _) in ANSWERS {
-        let before = dropped_before_routing(&it)?;
+        let (before, dropped) = (passed(&it)?, dropped_before_routing(&it)?);
         it.during(|lab| probe(lab, &v4, &v6, &[kind]))?.must_be_clean()?;
-        if dropped_before_routing(&it)? == before {
-            return Err(format!("{kind} was not dropped in prerouting").into());
+        if passed(&it)? != before || dropped_before_routing(&it)? == dropped {
+            return Err(format!("{kind} was not dropped before conntrack and routing").into());
         }
     }
     Ok(())
+}
+
+/// Counts the probes that come past the lock's prerouting chain: conntrack and routing know them,
+/// though no answer leaves.
+const PASSED: &str = "table inet passed { chain prerouting {
+    type filter hook prerouting priority -300
+    ip daddr 10.64.0.2 iifname eth0 counter
+    ip6 daddr fd00:64::2 iifname eth0 counter
+    }
+    }";
+
+fn passed(it: &LockedLab) -> Result<u64> {
+    let text =
+        it.lab.client.command("timeout", &["60", "nft", "list", "table", "inet", "passed"])?;
+    let counts = text.split("counter packets ").skip(1);
+    counts.map(|rest| rest.split(' ').next().unwrap_or_default().parse::<u64>().during(&text)).sum()
 }
 
 fn dropped_before_routing(it: &LockedLab) -> Result<u64> {
