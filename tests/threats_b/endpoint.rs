@@ -7,7 +7,7 @@ use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::{Lab, Result};
 
 use crate::common::LockedLab;
-use crate::shot::{Shot, hold, hold_by_tables_too, leak, naive_lock, nft, no_naive_lock, pass};
+use crate::shot::{Shot, hold, hold_layer_by_layer, leak, naive_lock, nft, no_naive_lock, pass};
 
 const SERVER: &str = "198.51.100.7:51820";
 const SERVER_V6: &str = "[2001:db8:a::7]:51820";
@@ -54,7 +54,7 @@ pub fn t29_foreign_mark() -> Outcome {
         leak(&it, &ordinary())?;
         no_naive_lock(&it.lab)?;
         it.lock()?;
-        hold_by_tables_too(&it, &ordinary())?;
+        hold_layer_by_layer(&it, &ordinary())?;
         // What a mark from elsewhere buys: a message to the server, in WireGuard's shape.
         pass(&it, &outer())?;
     }
@@ -66,11 +66,11 @@ pub fn t30_mark_set_by_root() -> Outcome {
     naive_lock(&it.lab, 0, "meta mark 0x6b73 accept")?;
     hold(&it, &ordinary())?;
     leak(&it, &marked(ordinary()))?;
-    it.during(|lab| ping_marked(lab))?.must_show("ICMP type 8 192.168.1.50 -> 1.1.1.1")?;
+    it.during(ping_marked)?.must_show("ICMP type 8 192.168.1.50 -> 1.1.1.1")?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &marked(ordinary()))?;
-    it.during(|lab| ping_marked(lab))?.must_be_clean()?;
+    hold_layer_by_layer(&it, &marked(ordinary()))?;
+    it.during(ping_marked)?.must_be_clean()?;
     pass(&it, &marked(outer()))?;
     Ok(())
 }
@@ -82,6 +82,48 @@ fn ping_marked(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A packet socket's frames bear its mark, too, and meet the egress guard alone: it lets marked UDP
+/// to a server's address pass whatever the port, since a later fragment has none (threat 43).
+pub fn t30_mark_on_a_packet_socket() -> Outcome {
+    let elsewhere = ["1.1.1.1", "203.0.113.10", "192.168.1.1"];
+    let it = LockedLab::new()?;
+    let seen = it.during(|lab| marked_frames(lab, &elsewhere))?;
+    for to in elsewhere {
+        seen.must_show(to)?;
+    }
+    it.lock()?;
+    it.during(|lab| marked_frames(lab, &elsewhere))?.must_be_clean()?;
+    // A limit, kept here so that its end is noticed: whoever may open packet sockets.
+    let seen = it.during(|lab| marked_frames(lab, &["198.51.100.7"]))?;
+    seen.must_show("198.51.100.7")?;
+    Ok(())
+}
+
+/// One frame of UDP to port 53 of each address, with the address as its canary.
+fn marked_frames(lab: &Lab, addresses: &[&str]) -> Result<()> {
+    const SCRIPT: &str = "
+import socket, struct, sys
+SO_MARK = 36
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(('eth0', 0))
+sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 0x6b73)
+for to in sys.argv[1:]:
+    payload = b'killswitch-canary:' + to.encode() + b';'
+    udp = struct.pack('!4H', 40000, 53, 8 + len(payload), 0) + payload
+    head = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 20 + len(udp), 7, 0, 64, 17, 0,
+                       socket.inet_aton('192.168.1.50'), socket.inet_aton(to))
+    total = sum(struct.unpack('!10H', head))
+    total = (total & 0xffff) + (total >> 16)
+    head = head[:10] + struct.pack('!H', ~(total + (total >> 16)) & 0xffff) + head[12:]
+    try:
+        sock.send(b'\\xff' * 6 + b'\\x02\\0\\0\\0\\0\\x01' + b'\\x08\\0' + head + udp)
+    except OSError:
+        pass
+";
+    let words: Vec<&str> = ["-c", SCRIPT].iter().chain(addresses).copied().collect();
+    lab.client.command("python3", &words).map(drop)
+}
+
 /// A rule for the user that the tunnel's program runs as lets out all that this user sends.
 pub fn t31_user_instead_of_mark() -> Outcome {
     let it = LockedLab::new()?;
@@ -89,9 +131,9 @@ pub fn t31_user_instead_of_mark() -> Outcome {
     leak(&it, &ordinary())?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &ordinary())?;
+    hold_layer_by_layer(&it, &ordinary())?;
     // The same user, the same bytes: the mark decides.
-    hold(&it, &outer())?;
+    hold_layer_by_layer(&it, &outer())?;
     pass(&it, &marked(outer()))?;
     Ok(())
 }
@@ -108,7 +150,7 @@ pub fn t32_source_port_instead_of_mark() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -135,7 +177,7 @@ pub fn t33_clear_to_the_server() -> Outcome {
     no_naive_lock(&it.lab)?;
     leak(&it, &others)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     hold(&it, &others)?;
     Ok(())
 }
@@ -169,11 +211,11 @@ pub fn t33_shape_of_a_message() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     pass(&it, &kinds)?;
     it.configure(&third_server(&it))?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold(&it, &shots)?;
     it.expectation.servers.push(Server { wireguard: false, ..Server::wireguard(third) });
     let any = |name| Shot::udp(name, THIRD).marked();
     pass(&it, &[any("quic").saying(&[0xc3, 0, 0, 0, 1]), any("http").saying(b"GET /")])?;
@@ -211,7 +253,7 @@ pub fn t34_foreign_dnat_of_the_endpoint() -> Outcome {
     leak(&it, &shots)?;
     no_naive_lock(&it.lab)?;
     it.lock()?;
-    hold_by_tables_too(&it, &shots)?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -222,12 +264,11 @@ pub fn t35_foreign_dnat_of_loopback() -> Outcome {
         Shot::udp("own address", "192.168.1.50:53"),
         Shot::udp("dns at home6", "[::1]:53"),
     ];
-    for more in ["", "[lock]\negress_guard = false\n"] {
-        let it = LockedLab::with(more)?;
-        it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
-        nft(
-            &it.lab,
-            "table inet foreign {
+    let it = LockedLab::new()?;
+    it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
+    nft(
+        &it.lab,
+        "table inet foreign {
                 chain output { type nat hook output priority -100;
                     ip daddr { 127.0.0.0/8, 192.168.1.50 } udp dport 53 dnat ip to 1.1.1.1
                     ip6 daddr ::1 udp dport 53 dnat ip6 to 2606:4700:4700::1111
@@ -236,13 +277,12 @@ pub fn t35_foreign_dnat_of_loopback() -> Outcome {
                     oifname eth0 masquerade
                 }
             }",
-        )?;
-        naive_lock(&it.lab, 0, "oif lo accept")?;
-        leak(&it, &shots)?;
-        no_naive_lock(&it.lab)?;
-        it.lock()?;
-        hold_by_tables_too(&it, &shots)?;
-    }
+    )?;
+    naive_lock(&it.lab, 0, "oif lo accept")?;
+    leak(&it, &shots)?;
+    no_naive_lock(&it.lab)?;
+    it.lock()?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 
@@ -253,38 +293,36 @@ pub fn t36_foreign_reroute_of_loopback() -> Outcome {
         Shot::udp("to ourselves", "192.168.1.50:53"),
         Shot::udp("to ourselves6", "[2001:db8:1::50]:53"),
     ];
-    for more in ["", "[lock]\negress_guard = false\n"] {
-        let it = LockedLab::with(more)?;
-        it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
-        naive_lock(&it.lab, 0, "oif lo accept")?;
-        hold(&it, &shots)?;
-        let mark = 7;
-        nft(
-            &it.lab,
-            &format!(
-                "table inet foreign {{ chain output {{ type route hook output priority 100;
+    let it = LockedLab::new()?;
+    it.lab.client.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
+    naive_lock(&it.lab, 0, "oif lo accept")?;
+    hold(&it, &shots)?;
+    let mark = 7;
+    nft(
+        &it.lab,
+        &format!(
+            "table inet foreign {{ chain output {{ type route hook output priority 100;
                     udp dport 53 meta mark set {mark}
                 }}
  }}"
-            ),
-        )?;
-        // Before table local, which has preference 0.
-        for family in ["-4", "-6"] {
-            let ip = |line: &str| {
-                let words: Vec<&str> = [family].into_iter().chain(line.split(' ')).collect();
-                it.lab.client.command("ip", &words)
-            };
-            ip("rule add pref 9 lookup local")?;
-            ip("rule add pref 8 fwmark 7 lookup 777")?;
-            ip("rule del pref 0")?;
-        }
-        it.lab.client.ip("route add default via 192.168.1.1 dev eth0 table 777
-             route add ::/0 via fe80::1 dev eth0 table 777")?;
-        leak(&it, &shots)?;
-        no_naive_lock(&it.lab)?;
-        it.lock()?;
-        hold_by_tables_too(&it, &shots)?;
+        ),
+    )?;
+    // Before table local, which has preference 0.
+    for family in ["-4", "-6"] {
+        let ip = |line: &str| {
+            let words: Vec<&str> = [family].into_iter().chain(line.split(' ')).collect();
+            it.lab.client.command("ip", &words)
+        };
+        ip("rule add pref 9 lookup local")?;
+        ip("rule add pref 8 fwmark 7 lookup 777")?;
+        ip("rule del pref 0")?;
     }
+    it.lab.client.ip("route add default via 192.168.1.1 dev eth0 table 777
+             route add ::/0 via fe80::1 dev eth0 table 777")?;
+    leak(&it, &shots)?;
+    no_naive_lock(&it.lab)?;
+    it.lock()?;
+    hold_layer_by_layer(&it, &shots)?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use killswitch::lab::link::PacketSocket;
 use killswitch::lab::{Capture, Error, Lab, Result};
 
 use crate::common::{BLOCKED, LockedLab, words};
-use crate::shot::{Shot, fire, hold, leak, naive_lock, nft, no_naive_lock};
+use crate::shot::{Shot, fire, hold, hold_these, leak, naive_lock, nft, no_naive_lock};
 
 fn sockets() -> Vec<Shot> {
     vec![
@@ -99,7 +99,7 @@ pub fn t39_renamed_link_keeps_its_guard() -> Outcome {
         }
         }",
     )?;
-    hold(&it, &frames)?;
+    hold_these(&it, &frames)?;
     rename(&it.lab, CLIENT_LINK, "lan7")?;
     leak(&it, &renamed)?;
     rename(&it.lab, "lan7", CLIENT_LINK)?;

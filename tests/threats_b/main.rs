@@ -19,6 +19,7 @@ use killswitch::lab::harness::{self, Test};
 const TESTS: &[Test] = &[
     ("t29_foreign_mark", endpoint::t29_foreign_mark),
     ("t30_mark_set_by_root", endpoint::t30_mark_set_by_root),
+    ("t30_mark_on_a_packet_socket", endpoint::t30_mark_on_a_packet_socket),
     ("t31_user_instead_of_mark", endpoint::t31_user_instead_of_mark),
     ("t32_source_port_instead_of_mark", endpoint::t32_source_port_instead_of_mark),
     ("t33_clear_to_the_server", endpoint::t33_clear_to_the_server),

@@ -262,9 +262,17 @@ pub fn remove_routing_guard(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As [`hold`], with both layers and then with the tables alone.
-pub fn hold_by_tables_too(it: &LockedLab, shots: &[Shot]) -> Result<()> {
+/// As [`hold`]: with all layers, then without the routing guard, then by the inet table alone. The
+/// egress guard is back afterwards, the routing guard is not.
+pub fn hold_layer_by_layer(it: &LockedLab, shots: &[Shot]) -> Result<()> {
     hold(it, shots)?;
     remove_routing_guard(&it.lab)?;
-    hold(it, shots).map_err(|error| Error::new(format!("tables alone: {error}")))
+    hold(it, shots).map_err(|error| Error::new(format!("without routing guard: {error}")))?;
+    it.configure("[lock]\negress_guard = false\n")?;
+    it.lock()?;
+    remove_routing_guard(&it.lab)?;
+    hold(it, shots).map_err(|error| Error::new(format!("inet table alone: {error}")))?;
+    it.configure("")?;
+    it.lock()?;
+    remove_routing_guard(&it.lab)
 }
