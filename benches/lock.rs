@@ -294,6 +294,7 @@ fn write(folder: &Path, name: &str, content: &str) {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
+        .truncate(true)
         .mode(0o600)
         .open(file)
         .expect("a file");

@@ -124,11 +124,7 @@ fn covers(server: &Server, everything: &IpNet) -> bool {
 fn allow(notes: &mut Notes<'_>) {
     let allow = &notes.config.allow;
     if !allow.dhcp {
-        notes.add(
-            "allow.dhcp",
-            "no DHCP and no neighbour discovery: links need static addresses, and IPv6 does not \
-             work on Ethernet",
-        );
+        notes.add("allow.dhcp", "no DHCP and no router solicitations: links need static addresses");
     }
     for (index, lan) in allow.lan.iter().enumerate().filter(|(_, lan)| !is_private(lan)) {
         let message = format!(
@@ -136,6 +132,13 @@ fn allow(notes: &mut Notes<'_>) {
              and see all traffic to them in clear"
         );
         notes.add(&format!("allow.lan[{index}]"), message);
+    }
+    if notes.config.tunnel.kind == TunnelKind::External && !allow.lan.is_empty() {
+        notes.add(
+            "allow.lan",
+            "an external tunnel has no routing guard: addresses of these networks that lie behind \
+             the gateway, not on the link, are reached in clear as well",
+        );
     }
     for (index, resolver) in allow.lan_dns.iter().enumerate() {
         let message =

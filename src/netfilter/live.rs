@@ -249,21 +249,20 @@ fn read_table(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> 
     let mut body = Writer::default();
     body.text(1, TABLE);
     ask(socket, kind::GETTABLE, family, 0, &body.finish())?;
-    for message in socket.receive()? {
-        if let Some(failure) = message.ack().and_then(|ack| ack.failure) {
-            return match failure.errno {
-                libc_enoent if libc_enoent == nix::errno::Errno::ENOENT as i32 => Ok(None),
-                errno => Err(io::Error::from_raw_os_error(errno)),
-            };
-        }
-        let found = attributes(&message);
-        return Ok(Some(LiveTable {
-            flags: found.get(&2).copied().and_then(number).unwrap_or_default(),
-            owner: found.get(&7).copied().and_then(number),
-            ..LiveTable::default()
-        }));
+    let answers = socket.receive()?;
+    let answer = answers.first().ok_or_else(|| io::Error::other("no answer from the kernel"))?;
+    if let Some(failure) = answer.ack().and_then(|ack| ack.failure) {
+        return match failure.errno == nix::errno::Errno::ENOENT as i32 {
+            true => Ok(None),
+            false => Err(io::Error::from_raw_os_error(failure.errno)),
+        };
     }
-    Err(io::Error::other("no answer from the kernel"))
+    let found = attributes(answer);
+    Ok(Some(LiveTable {
+        flags: found.get(&2).copied().and_then(number).unwrap_or_default(),
+        owner: found.get(&7).copied().and_then(number),
+        ..LiveTable::default()
+    }))
 }
 
 fn read_chain(table: &mut LiveTable, message: &Message) {

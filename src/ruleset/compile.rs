@@ -128,7 +128,7 @@ impl Build<'_> {
     fn leave_chain(&self) -> Chain {
         let mut rules =
             vec![rule([is_loopback(Field::MetaOiftype), fib_local()], Action::Accept, "loopback")];
-        rules.extend(self.into_tunnel());
+        rules.extend(self.leaving_by_tunnel());
         rules.extend(self.to_servers());
         rules.extend(self.to_lan());
         rules.extend(self.inbound_replies());
@@ -226,7 +226,7 @@ impl Build<'_> {
                 rules.extend(
                     self.tunnel_links()
                         .into_iter()
-                        .map(|link| rule(link.out(), Action::Accept, "guest into the tunnel")),
+                        .map(|link| rule(link.outward(), Action::Accept, "guest into the tunnel")),
                 );
             }
             chains.push(chain("forward_internal", rules));
@@ -251,15 +251,15 @@ impl Build<'_> {
         for link in self.tunnel_links() {
             for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
                 let mut into = self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]);
-                into.extend(link.out());
+                into.extend(link.outward());
                 rules.push(rule(into, Action::Accept, "lan client into the tunnel"));
                 let mut back = self.of(ip, [is_in(ip.daddr(), ip.set("lan"))]);
-                back.extend(link.into_us());
+                back.extend(link.inward());
                 back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
                 rules.push(rule(back, Action::Accept, "reply to a lan client"));
             }
             if self.internal_is_allowed() {
-                let mut back = link.into_us();
+                let mut back = link.inward();
                 back.push(is_kind(Field::MetaOifkind, "bridge"));
                 back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
                 rules.push(rule(back, Action::Jump("to_internal".into()), "reply to a guest"));
@@ -272,12 +272,12 @@ impl Build<'_> {
         let mut rules = vec![rule([is_loopback(Field::MetaIiftype)], Action::Accept, "loopback")];
         for link in self.tunnel_links() {
             for ip in self.tunnel_families() {
-                let mut matches = link.into_us();
+                let mut matches = link.inward();
                 matches.extend(self.of(ip, [is_in(ip.daddr(), ip.set("tunnel"))]));
                 rules.push(rule(matches, Action::Accept, "from the tunnel"));
             }
         }
-        rules.extend(self.from_servers(&Action::Accept));
+        rules.extend(self.coming_from_servers(&Action::Accept));
         rules.extend(self.neighbours_and_leases_in());
         for ip in BOTH.into_iter().filter(|&ip| self.has_ntp(ip)) {
             rules.push(rule(
@@ -325,7 +325,7 @@ impl Build<'_> {
         self.policy.tunnel.as_ref()?;
         let mut rules = vec![rule([is_loopback(Field::MetaIiftype)], Action::Return, "loopback")];
         for link in self.tunnel_links() {
-            rules.push(rule(link.into_us(), Action::Return, "from the tunnel"));
+            rules.push(rule(link.inward(), Action::Return, "from the tunnel"));
         }
         for ip in self.tunnel_families() {
             rules.push(counted(
@@ -349,7 +349,7 @@ impl Build<'_> {
         Some(Chain {
             name: "mark_replies".into(),
             base: Some(base(Hook::Prerouting, MANGLE, ChainPolicy::Accept)),
-            rules: self.from_servers(&Action::SetMark(self.policy.mark)),
+            rules: self.coming_from_servers(&Action::SetMark(self.policy.mark)),
         })
     }
 
@@ -366,7 +366,7 @@ impl Build<'_> {
             ));
         }
         for link in self.tunnel_links() {
-            rules.push(rule(link.out(), Action::Masquerade, "forwarded into the tunnel"));
+            rules.push(rule(link.outward(), Action::Masquerade, "forwarded into the tunnel"));
         }
         Some(Chain {
             name: "source_nat".into(),
@@ -390,7 +390,7 @@ impl Build<'_> {
             rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback"),
         ];
         for link in self.tunnel_links() {
-            rules.push(rule(link.out(), Action::Accept, "tunnel"));
+            rules.push(rule(link.outward(), Action::Accept, "tunnel"));
         }
         rules.extend(self.frames_to_servers());
         rules.extend(self.to_lan());
@@ -444,11 +444,11 @@ impl Build<'_> {
 
     // Rules, in the order of design section 3.
 
-    fn into_tunnel(&self) -> Vec<Rule> {
+    fn leaving_by_tunnel(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         for link in self.tunnel_links() {
             for ip in self.tunnel_families() {
-                let mut matches = link.out();
+                let mut matches = link.outward();
                 matches.extend(self.of(ip, [is_in(ip.saddr(), ip.set("tunnel"))]));
                 rules.push(rule(matches, Action::Accept, "into the tunnel"));
             }
@@ -485,7 +485,7 @@ impl Build<'_> {
     }
 
     /// What comes from a server, and ICMP errors about what we sent it (path MTU).
-    fn from_servers(&self, action: &Action) -> Vec<Rule> {
+    fn coming_from_servers(&self, action: &Action) -> Vec<Rule> {
         let mut rules = Vec::new();
         for ip in BOTH {
             if self.has_shape(ip, MessageShape::Wireguard) {
@@ -980,11 +980,11 @@ struct TunnelLink {
 }
 
 impl TunnelLink {
-    fn out(&self) -> Vec<Match> {
+    fn outward(&self) -> Vec<Match> {
         vec![is(Field::MetaOifname, padded(&self.name)), is_kind(Field::MetaOifkind, self.kind)]
     }
 
-    fn into_us(&self) -> Vec<Match> {
+    fn inward(&self) -> Vec<Match> {
         vec![is(Field::MetaIifname, padded(&self.name)), is_kind(Field::MetaIifkind, self.kind)]
     }
 }

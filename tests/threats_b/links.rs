@@ -113,6 +113,28 @@ pub fn t39_renamed_link_keeps_its_guard() -> Outcome {
     Ok(())
 }
 
+/// An nft that does not know the wildcard loads it as the name of a link that is not there: taken,
+/// and hooks nothing. (An nft that knows it, 1.1.6 and later, would hold here; then there is nothing
+/// to show.)
+pub fn t42_wildcard_of_an_old_nft() -> Outcome {
+    let frames = [Shot::frame("frame4", "1.1.1.1:53")];
+    let it = LockedLab::new()?;
+    nft(
+        &it.lab,
+        "table netdev naive { chain egress {
+            type filter hook egress devices = { \"*\" } priority 0; policy drop;
+        }
+        }",
+    )?;
+    if it.lab.client.command("nft", &["--version"])?.contains("v1.0.") {
+        leak(&it, &frames)?;
+    }
+    nft(&it.lab, "delete table netdev naive")?;
+    it.lock()?;
+    hold(&it, &frames)?;
+    Ok(())
+}
+
 /// A new link with the client's name: on the router's side it is up, on the client's not yet.
 fn replug(lab: &Lab) -> Result<()> {
     unplug(lab)?;

@@ -34,6 +34,7 @@ const TESTS: &[Test] = &[
     ("t39_renamed_link_keeps_its_guard", links::t39_renamed_link_keeps_its_guard),
     ("t40_replugged_link_is_guarded_at_once", links::t40_replugged_link_is_guarded_at_once),
     ("t41_locked_before_there_is_a_link", links::t41_locked_before_there_is_a_link),
+    ("t42_wildcard_of_an_old_nft", links::t42_wildcard_of_an_old_nft),
     ("t43_fragmented_outer_packets", links::t43_fragmented_outer_packets),
     ("t44_hostile_link_names", links::t44_hostile_link_names),
     ("t45_rogue_routes_of_a_lease", routes::t45_rogue_routes_of_a_lease),
