@@ -86,6 +86,8 @@ pub fn compile(policy: &Policy) -> Table {
     chains.extend(build.lan_chain());
     chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
     chains.extend(build.internal_chain("from_internal", Field::MetaIifname));
+    chains.extend(build.tunnel_chain("into_tunnel", Ip::saddr, "into the tunnel"));
+    chains.extend(build.tunnel_chain("from_tunnel", Ip::daddr, "from the tunnel"));
     chains.push(build.leave_chain());
     chains.push(build.output());
     chains.push(build.postrouting());
@@ -120,6 +122,7 @@ struct Build<'a> {
     family: Family,
 }
 
+#[allow(clippy::wrong_self_convention, reason = "from_ and to_ say where packets come from and go")]
 impl Build<'_> {
     // Chains.
 
@@ -128,7 +131,7 @@ impl Build<'_> {
     fn leave_chain(&self) -> Chain {
         let mut rules =
             vec![rule([is_loopback(Field::MetaOiftype), fib_local()], Action::Accept, "loopback")];
-        rules.extend(self.leaving_by_tunnel());
+        rules.extend(self.to_tunnel());
         rules.extend(self.to_servers());
         rules.extend(self.to_lan());
         rules.extend(self.inbound_replies());
@@ -268,41 +271,24 @@ impl Build<'_> {
         rules
     }
 
+    /// Into the tunnel from its own addresses, out of it to them; the link is asked before.
+    fn tunnel_chain(&self, name: &str, field: impl Fn(Ip) -> Field, why: &str) -> Option<Chain> {
+        let own = |ip: Ip| {
+            let address = is_in(field(ip), ip.set("tunnel"));
+            rule(self.of(ip, [address]), Action::Accept, why)
+        };
+        let rules = self.tunnel_families().into_iter().map(own).collect();
+        self.policy.tunnel.is_some().then(|| chain(name, rules))
+    }
+
     fn input(&self) -> Chain {
         let mut rules = vec![rule([is_loopback(Field::MetaIiftype)], Action::Accept, "loopback")];
-        for link in self.tunnel_links() {
-            for ip in self.tunnel_families() {
-                let mut matches = link.inward();
-                matches.extend(self.of(ip, [is_in(ip.daddr(), ip.set("tunnel"))]));
-                rules.push(rule(matches, Action::Accept, "from the tunnel"));
-            }
-        }
-        rules.extend(self.coming_from_servers(&Action::Accept));
-        rules.extend(self.neighbours_and_leases_in());
-        for ip in BOTH.into_iter().filter(|&ip| self.has_ntp(ip)) {
-            rules.push(rule(
-                self.of(
-                    ip,
-                    [
-                        protocol(UDP),
-                        is(Field::UdpSport, 123u16.to_be_bytes()),
-                        is_in(ip.saddr(), ip.set("ntp")),
-                    ],
-                ),
-                Action::Accept,
-                "ntp",
-            ));
-        }
-        for ip in BOTH.into_iter().filter(|&ip| self.has_inbound(ip)) {
-            rules.push(rule(
-                self.of(
-                    ip,
-                    [concat([ip.saddr(), Field::MetaL4proto, Field::ThDport], &ip.set("inbound"))],
-                ),
-                Action::Accept,
-                "inbound service",
-            ));
-        }
+        rules.extend(self.tunnel_links().into_iter().map(|link| {
+            rule(link.inward(), Action::Jump("from_tunnel".into()), "the tunnel's link")
+        }));
+        rules.extend(self.from_servers(&Action::Accept));
+        rules.extend(self.from_lan());
+        rules.extend(self.to_inbound());
         if self.internal_is_allowed() {
             rules.push(rule(
                 [is_kind(Field::MetaIifkind, "bridge")],
@@ -310,14 +296,33 @@ impl Build<'_> {
                 "internal bridges",
             ));
         }
-        for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
-            rules.push(rule(
-                self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]),
-                Action::Accept,
-                "lan",
-            ));
-        }
+        rules.extend(self.from_ntp());
+        rules.extend(self.neighbours_and_leases_in());
         self.base("input", Hook::Input, FILTER, rules)
+    }
+
+    fn from_ntp(&self) -> Vec<Rule> {
+        let from = |ip: Ip| {
+            let server = is_in(ip.saddr(), ip.set("ntp"));
+            let port = is(Field::UdpSport, 123u16.to_be_bytes());
+            rule(self.of(ip, [protocol(UDP), port, server]), Action::Accept, "ntp")
+        };
+        BOTH.into_iter().filter(|&ip| self.has_ntp(ip)).map(from).collect()
+    }
+
+    fn to_inbound(&self) -> Vec<Rule> {
+        let to = |ip: Ip| {
+            let fields = [ip.saddr(), Field::MetaL4proto, Field::ThDport];
+            let service = concat(fields, &ip.set("inbound"));
+            rule(self.of(ip, [service]), Action::Accept, "inbound service")
+        };
+        BOTH.into_iter().filter(|&ip| self.has_inbound(ip)).map(to).collect()
+    }
+
+    fn from_lan(&self) -> Vec<Rule> {
+        let from =
+            |ip: Ip| rule(self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]), Action::Accept, "lan");
+        BOTH.into_iter().filter(|&ip| self.has_lan(ip)).map(from).collect()
     }
 
     /// CVE-2019-14899: a neighbour must not find the tunnel's address by asking a link for it.
@@ -349,7 +354,7 @@ impl Build<'_> {
         Some(Chain {
             name: "mark_replies".into(),
             base: Some(base(Hook::Prerouting, MANGLE, ChainPolicy::Accept)),
-            rules: self.coming_from_servers(&Action::SetMark(self.policy.mark)),
+            rules: self.from_servers(&Action::SetMark(self.policy.mark)),
         })
     }
 
@@ -444,16 +449,11 @@ impl Build<'_> {
 
     // Rules, in the order of design section 3.
 
-    fn leaving_by_tunnel(&self) -> Vec<Rule> {
-        let mut rules = Vec::new();
-        for link in self.tunnel_links() {
-            for ip in self.tunnel_families() {
-                let mut matches = link.outward();
-                matches.extend(self.of(ip, [is_in(ip.saddr(), ip.set("tunnel"))]));
-                rules.push(rule(matches, Action::Accept, "into the tunnel"));
-            }
-        }
-        rules
+    fn to_tunnel(&self) -> Vec<Rule> {
+        let jump = |link: TunnelLink| {
+            rule(link.outward(), Action::Jump("into_tunnel".into()), "the tunnel's link")
+        };
+        self.tunnel_links().into_iter().map(jump).collect()
     }
 
     fn to_servers(&self) -> Vec<Rule> {
@@ -485,7 +485,7 @@ impl Build<'_> {
     }
 
     /// What comes from a server, and ICMP errors about what we sent it (path MTU).
-    fn coming_from_servers(&self, action: &Action) -> Vec<Rule> {
+    fn from_servers(&self, action: &Action) -> Vec<Rule> {
         let mut rules = Vec::new();
         for ip in BOTH {
             if self.has_shape(ip, MessageShape::Wireguard) {
@@ -973,7 +973,8 @@ impl Build<'_> {
     }
 }
 
-/// The tunnel's link: its name proves nothing without its kind (threat 37).
+/// The tunnel's link: its name proves nothing without its kind (threat 37), which is asked first,
+/// since hardware has none.
 struct TunnelLink {
     name: String,
     kind: &'static str,
@@ -981,11 +982,11 @@ struct TunnelLink {
 
 impl TunnelLink {
     fn outward(&self) -> Vec<Match> {
-        vec![is(Field::MetaOifname, padded(&self.name)), is_kind(Field::MetaOifkind, self.kind)]
+        vec![is_kind(Field::MetaOifkind, self.kind), is(Field::MetaOifname, padded(&self.name))]
     }
 
     fn inward(&self) -> Vec<Match> {
-        vec![is(Field::MetaIifname, padded(&self.name)), is_kind(Field::MetaIifkind, self.kind)]
+        vec![is_kind(Field::MetaIifkind, self.kind), is(Field::MetaIifname, padded(&self.name))]
     }
 }
 
