@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::batch::{Batch, Refusal};
-use super::live::{self, LiveTable, OWNER, PERSIST};
+use super::live::{self, DORMANT, LiveTable, OWNER, PERSIST};
 use crate::netlink::Socket;
 use crate::ruleset::{Element, Family, Set, Table, expression};
 
@@ -34,6 +34,12 @@ pub fn apply(socket: &Socket, table: &Table) -> Result<Applied, Error> {
             return Ok(Applied::Unchanged);
         }
         refuse_if_owned(socket, table.family, live.as_ref())?;
+        if let Some(live) = live.as_ref().filter(|live| changes_flags(live)) {
+            match take_over(table, live).commit(socket, Some(generation)) {
+                Ok(()) | Err(Refusal::Raced) => continue,
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
         match replace(socket, table, live.as_ref(), generation) {
             Ok(()) => {}
             Err(Refusal::Raced) => continue,
@@ -81,6 +87,19 @@ fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) ->
         Some(port) if port != socket.port() => Err(Error::Owned { family, port }),
         _ => Ok(()),
     }
+}
+
+/// Whether the table sleeps, or has lost its owner.
+fn changes_flags(live: &LiveTable) -> bool {
+    live.flags & DORMANT != 0 || (live.flags & PERSIST != 0 && live.owner.is_none())
+}
+
+/// Wakes and adopts a table in a transaction of its own: one that changes a table's flags may add
+/// no base chain (EINVAL, nf_tables_addchain).
+fn take_over(table: &Table, live: &LiveTable) -> Batch {
+    let mut batch = Batch::new(table.family);
+    batch.add_table(if live.flags & PERSIST != 0 { OWNER | PERSIST } else { 0 });
+    batch
 }
 
 /// Owner and persist if the kernel has both; neither otherwise: a table with an owner alone would
@@ -131,6 +150,12 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: u32) -> Batch
         if !table.set(name).is_some_and(|set| it.is_defined_as(set)) {
             batch.delete_set(name);
         }
+    }
+    for (of, name) in &live.objects {
+        batch.delete_object(*of, name);
+    }
+    for name in &live.flowtables {
+        batch.delete_flowtable(name);
     }
     for set in &table.sets {
         fill_set(&mut batch, live, set);
