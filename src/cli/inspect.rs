@@ -235,6 +235,12 @@ fn describe(live: &LiveTable, family: Family) -> Described {
             None => foreign.push((format!("{family} set {name}"), "a foreign set".to_owned())),
         }
     }
+    for (_, name) in &live.objects {
+        foreign.push((format!("{family} object {name}"), "a foreign object".to_owned()));
+    }
+    for name in &live.flowtables {
+        foreign.push((format!("{family} flowtable {name}"), "a foreign flowtable".to_owned()));
+    }
     let mut described = Described::of(&table);
     foreign.into_iter().for_each(|(place, text)| described.add_foreign(place, text));
     described

@@ -122,6 +122,17 @@ impl Batch {
         self.own(format!("set {name}"), request);
     }
 
+    /// Deletes a named object that no rule uses; `of`: NFT_OBJECT_*.
+    pub fn delete_object(&mut self, of: u32, name: &str) {
+        self.own(format!("object {name}"), message::delete_object(self.family, of, name));
+    }
+
+    /// Deletes a flowtable that no rule uses.
+    pub fn delete_flowtable(&mut self, name: &str) {
+        let request = message::select(kind::DELFLOWTABLE, self.family, Some(name));
+        self.own(format!("flowtable {name}"), request);
+    }
+
     /// Adds elements.
     pub fn add_elements(&mut self, set: &Set, list: &[Element]) {
         self.elements(kind::NEWSETELEM, set, list);

@@ -3,7 +3,7 @@
 //! What it does not know it keeps as [`Expression::Foreign`], which equals nothing of ours: an
 //! unknown thing in the table is never taken for intact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::batch::push;
@@ -39,6 +39,10 @@ pub struct LiveTable {
     pub chains: BTreeMap<String, LiveChain>,
     /// By name.
     pub sets: BTreeMap<String, LiveSet>,
+    /// Named counters, quotas and the like, by type (NFT_OBJECT_*) and name: we have none.
+    pub objects: BTreeSet<(u32, String)>,
+    /// Flowtables by name: we have none, since what they carry passes by our chains (threat 16).
+    pub flowtables: BTreeSet<String>,
 }
 
 /// A chain as the kernel holds it.
@@ -99,6 +103,8 @@ impl LiveTable {
     /// Whether it is what was compiled, rule for rule and element for element, and awake.
     pub fn equals(&self, table: &Table) -> bool {
         self.flags & DORMANT == 0
+            && self.objects.is_empty()
+            && self.flowtables.is_empty()
             && self.chains.len() == table.chains.len()
             && self.sets.len() == table.sets.len()
             && table.chains.iter().all(|chain| self.has_chain(chain))
@@ -234,6 +240,14 @@ pub fn read(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
     }
     for message in dump(socket, kind::GETSET, family, None)? {
         read_set(&mut table, &message);
+    }
+    for message in dump(socket, kind::GETOBJ, family, None)? {
+        let found = attributes(&message);
+        let kind = found.get(&3).copied().and_then(number).unwrap_or_default();
+        table.objects.extend(found.get(&2).copied().map(|name| (kind, text(name))));
+    }
+    for message in dump(socket, kind::GETFLOWTABLE, family, None)? {
+        table.flowtables.extend(attributes(&message).get(&2).copied().map(text));
     }
     for (name, set) in &mut table.sets {
         let mut elements = Vec::new();

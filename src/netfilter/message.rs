@@ -38,6 +38,10 @@ pub mod kind {
     pub const GETSETELEM: u16 = 13;
     pub const DELSETELEM: u16 = 14;
     pub const GETGEN: u16 = 16;
+    pub const GETOBJ: u16 = 19;
+    pub const DELOBJ: u16 = 20;
+    pub const GETFLOWTABLE: u16 = 23;
+    pub const DELFLOWTABLE: u16 = 24;
 }
 
 /// NLM_F_CREATE.
@@ -123,6 +127,13 @@ pub fn select(kind: u16, family: Family, name: Option<&str>) -> Request {
         body.text(attribute, name);
     }
     request(kind, 0, family, body)
+}
+
+/// NFT_MSG_DELOBJ; `of`: NFT_OBJECT_*.
+pub fn delete_object(family: Family, of: u32, name: &str) -> Request {
+    let mut body = Writer::default();
+    body.text(1, TABLE).text(2, name).number(3, of);
+    request(kind::DELOBJ, 0, family, body)
 }
 
 /// NFT_MSG_NEWCHAIN for a chain of the `netdev` family.

@@ -188,6 +188,12 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) 
             batch.delete_chain(name);
         }
     }
+    for (of, name) in &live.objects {
+        batch.delete_object(*of, name);
+    }
+    for name in &live.flowtables {
+        batch.delete_flowtable(name);
+    }
     for set in &table.sets {
         fill_set(&mut batch, live, set);
     }

@@ -338,8 +338,10 @@ fn got_through(seen: &Seen, step: &Step, number: u16) -> bool {
     match step.way {
         Way::Received(_) => seen.contains(&(Place::Input, identity)),
         Way::Sent(out) | Way::Frame(out) | Way::Forwarded(_, out) => {
-            seen.contains(&(Place::Egress(out.name), identity))
-                || (out == NIC && seen.contains(&(Place::Wire, identity)))
+            let passed = seen.contains(&(Place::Egress(out.name), identity));
+            let on_wire = seen.contains(&(Place::Wire, identity));
+            assert!(out != NIC || passed == on_wire, "observer {passed}, wire {on_wire}: {step:?}");
+            passed
         }
     }
 }

@@ -123,13 +123,14 @@ impl Trial {
         let mut moved: Vec<Option<usize>> = Vec::new();
         for mut step in packets::steps(&mut self.dice, policy, &REAL, PACKETS) {
             let first = step.after.map(|at| moved[at]);
-            let connection = connection(&step);
+            let connections = connections(&step);
             let fits = match first {
                 Some(first) => first.is_some(),
-                None => connection.is_none_or(|it| self.connections.insert(it)),
+                None => connections.iter().all(|it| !self.connections.contains(it)),
             };
             if fits && kernel::can_carry(&step) {
                 step.after = first.flatten();
+                self.connections.extend(connections);
                 moved.push(Some(kept.len()));
                 kept.push(step);
             } else {
@@ -170,24 +171,24 @@ fn name(way: Way) -> &'static str {
     }
 }
 
-/// `None`: conntrack does not keep it.
-fn connection(step: &Step) -> Option<Connection> {
+/// As conntrack keeps it, before and after it takes the tunnel's address: two that are one in either
+/// cannot both live. The kernel would drop the second, or change a port.
+fn connections(step: &Step) -> Vec<Connection> {
     let packet = &step.packet;
     let ports = match packet.body {
         Body::Udp(ports, _) | Body::Tcp(ports) => ports,
         Body::Icmp(ICMP | ICMPV6, 0 | 8 | 128 | 129, _) | Body::Other(_) => {
             Ports { from: 0, to: 0 }
         }
-        Body::Icmp(..) | Body::NotIp => return None,
+        Body::Icmp(..) | Body::NotIp => return Vec::new(),
     };
-    // Two that become one under the tunnel's address cannot both live: without ports the kernel
-    // drops the second, with ports it changes one.
-    let source = match step.way {
-        Way::Sent(TUNNEL) | Way::Forwarded(_, TUNNEL) => kernel::tunnel_address(packet.source),
-        _ => packet.source,
-    };
-    let ends = [(source, ports.from), (packet.destination, ports.to)];
-    Some((packet.protocol()?, ends.into()))
+    let mut sources = vec![packet.source];
+    if matches!(step.way, Way::Sent(TUNNEL) | Way::Forwarded(_, TUNNEL)) {
+        sources.push(kernel::tunnel_address(packet.source));
+    }
+    let protocol = packet.protocol().unwrap_or_default();
+    let to = (packet.destination, ports.to);
+    sources.into_iter().map(|source| (protocol, [(source, ports.from), to].into())).collect()
 }
 
 fn main() -> std::process::ExitCode {

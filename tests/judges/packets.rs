@@ -116,16 +116,16 @@ impl Maker<'_> {
     /// One that some sentence of the design is about.
     fn fitting(&mut self) -> Step {
         match self.dice.below(20) {
-            0 | 1 => self.to_server(),
-            2 => self.from_server(),
-            3 => self.into_tunnel(),
-            4 => self.out_of_tunnel(),
+            0 | 1 => self.server_asked(),
+            2 => self.server_answers(),
+            3 => self.tunnel_entered(),
+            4 => self.tunnel_left(),
             5 => self.neighbour_discovery(),
             6 => self.lease4(),
             7 => self.lease6(),
             8 => self.ntp(),
-            9 => self.to_service(),
-            10 => self.from_service(),
+            9 => self.service_asked(),
+            10 => self.service_replies(),
             11 | 12 => self.local_network(),
             13 => self.membership(),
             14 => self.not_ip(),
@@ -137,7 +137,7 @@ impl Maker<'_> {
         }
     }
 
-    fn to_server(&mut self) -> Step {
+    fn server_asked(&mut self) -> Step {
         let Some(server) = self.server() else { return self.anything() };
         let from = self.of_family(server.endpoint.ip());
         let mut packet = self.packet(from, server.endpoint.ip());
@@ -151,7 +151,7 @@ impl Maker<'_> {
         self.outgoing(packet)
     }
 
-    fn from_server(&mut self) -> Step {
+    fn server_answers(&mut self) -> Step {
         let Some(server) = self.server() else { return self.anything() };
         let to = self.own_address(server.endpoint.ip());
         let mut packet = self.packet(server.endpoint.ip(), to);
@@ -160,7 +160,7 @@ impl Maker<'_> {
         self.incoming(packet)
     }
 
-    fn into_tunnel(&mut self) -> Step {
+    fn tunnel_entered(&mut self) -> Step {
         let from = self.tunnel_address();
         let to = self.of_family(from);
         let mut packet = self.packet(from, to);
@@ -169,7 +169,7 @@ impl Maker<'_> {
         Step { packet, way, after: None }
     }
 
-    fn out_of_tunnel(&mut self) -> Step {
+    fn tunnel_left(&mut self) -> Step {
         let to = self.tunnel_address();
         let from = self.of_family(to);
         let mut packet = self.packet(from, to);
@@ -240,7 +240,7 @@ impl Maker<'_> {
         self.outgoing(packet)
     }
 
-    fn to_service(&mut self) -> Step {
+    fn service_asked(&mut self) -> Step {
         let Some(service) = self.service() else { return self.anything() };
         let from = self.client(&service);
         let to = self.own_address(from);
@@ -251,7 +251,7 @@ impl Maker<'_> {
     }
 
     /// Without the question: a reply only for the egress guard.
-    fn from_service(&mut self) -> Step {
+    fn service_replies(&mut self) -> Step {
         let Some(service) = self.service() else { return self.anything() };
         let to = self.client(&service);
         let from = self.of_family(to);
@@ -411,7 +411,7 @@ impl Maker<'_> {
         let mut first = match self.dice.below(4) {
             0 => self.local_network(),
             1 => self.ntp(),
-            _ => self.to_server(),
+            _ => self.server_asked(),
         };
         let to = first.packet.destination;
         first.packet.source = match to {

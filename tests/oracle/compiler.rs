@@ -25,7 +25,7 @@ fn canonical(mut rule: Rule) -> Rule {
     use killswitch::ruleset::Field;
     for field in rule.matches.iter_mut().flat_map(|it| &mut it.fields) {
         let load = field.load();
-        *field = *Field::ALL.iter().find(|it| it.load() == load).unwrap();
+        *field = *Field::ALL.iter().find(|it| it.load() == load).expect("a field");
     }
     rule
 }
@@ -130,11 +130,11 @@ fn configuration(arrange: impl Fn(&mut [String])) -> Policy {
          [[server]]\nname = \"a\"\nendpoints = [{endpoints}]\nmessage_shape = \"any\"\n\
          [allow]\nlan = [{lan}]\nntp = [{ntp}]\ninbound = [{inbound}]\ninternal = [{internal}]\n"
     );
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("killswitch.toml");
-    std::fs::write(&file, toml).unwrap();
+    std::fs::write(&file, toml).expect("a file");
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("a file");
     let config = killswitch::config::load(&file).unwrap_or_else(|error| panic!("{error}"));
     Policy::from_config(&config)
 }
