@@ -1,4 +1,4 @@
-//! Threats 1 to 28 of SECURITY.md: each is seen to leak without the lock, then not with it.
+//! Threats 1 to 28 and 69 of SECURITY.md: each is seen to leak without the lock, then not with it.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -54,5 +54,7 @@ fn main() -> std::process::ExitCode {
             "t20_old_sockets_bring_the_home_address_into_the_tunnel",
             connections::t20_old_sockets_bring_the_home_address_into_the_tunnel,
         ),
+        ("t69_macvlan_in_disguise", guests::t69_macvlan_in_disguise),
+        ("t69_packet_socket_in_disguise", senders::t69_packet_socket_in_disguise),
     ])
 }
