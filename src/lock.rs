@@ -403,10 +403,7 @@ fn covers(live: &LiveTable, policy: &Policy, links: &[Link]) -> bool {
     let table: Table = ruleset::guard(policy, Some(&netfilter::references(links)));
     live.flags & live::DORMANT == 0
         && table.chains.iter().all(|chain| live.has_chain(chain))
-        && table
-            .sets
-            .iter()
-            .all(|set| live.sets.get(&set.name).is_some_and(|it| it.elements == set.elements))
+        && table.sets.iter().all(|set| live.sets.get(&set.name).is_some_and(|it| it.holds(set)))
 }
 
 fn routes_are_intact(

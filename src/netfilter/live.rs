@@ -97,6 +97,8 @@ pub struct LiveSet {
     pub flags: u32,
     /// Sorted.
     pub elements: Vec<Element>,
+    /// It holds an element that none of ours is: the one for everything else (`*`) has no key.
+    pub foreign: bool,
 }
 
 impl LiveTable {
@@ -111,7 +113,7 @@ impl LiveTable {
             && table.sets.iter().all(|set| {
                 self.sets
                     .get(&set.name)
-                    .is_some_and(|live| live.is_defined_as(set) && live.elements == set.elements)
+                    .is_some_and(|live| live.is_defined_as(set) && live.holds(set))
             })
     }
 
@@ -192,8 +194,16 @@ impl LiveSet {
             && self.flags == super::message::set_flags(set)
     }
 
+    /// Whether it holds the compiled elements and nothing else.
+    pub fn holds(&self, set: &Set) -> bool {
+        !self.foreign && self.elements == set.elements
+    }
+
     /// In the compiled table's words; `None` where no set of ours is so.
     pub fn raise(&self, name: &str) -> Option<Set> {
+        if self.foreign {
+            return None;
+        }
         let mut key = Vec::new();
         let mut rest = self.key_type;
         while rest != 0 {
@@ -252,7 +262,7 @@ pub fn read(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
     for (name, set) in &mut table.sets {
         let mut elements = Vec::new();
         for message in dump(socket, kind::GETSETELEM, family, Some(name))? {
-            read_elements(&mut elements, &message);
+            set.foreign |= read_elements(&mut elements, &message);
         }
         set.elements = join_ranges(elements, set.flags);
     }
@@ -334,23 +344,33 @@ fn read_set(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
     let Some(name) = found.get(&2).copied().map(text) else { return };
     let at = |kind: u16| found.get(&kind).copied().and_then(number).unwrap_or_default();
-    let set = LiveSet { flags: at(3), key_type: at(4), key_length: at(5), elements: Vec::new() };
+    let set = LiveSet {
+        flags: at(3),
+        key_type: at(4),
+        key_length: at(5),
+        elements: Vec::new(),
+        foreign: false,
+    };
     table.sets.insert(name, set);
 }
 
 /// (key, key end, ends a range)
 type RawElement = (Vec<u8>, Option<Vec<u8>>, bool);
 
-fn read_elements(list: &mut Vec<RawElement>, message: &Message) {
+/// Whether there is any that none of ours is.
+fn read_elements(list: &mut Vec<RawElement>, message: &Message) -> bool {
+    let mut foreign = false;
     for (_, it) in attributes(message).get(&3).map(|list| Attributes(list)).into_iter().flatten() {
         let it: BTreeMap<u16, &[u8]> = Attributes(it).collect();
         let key = |kind: u16| it.get(&kind).and_then(|data| data_value(data));
         let flags = it.get(&3).copied().and_then(number).unwrap_or_default();
         let ends = flags & super::message::ELEMENT_INTERVAL_END != 0;
-        if let Some(first) = key(1) {
-            list.push((first, key(10), ends));
+        match key(1) {
+            Some(first) => list.push((first, key(10), ends)),
+            None => foreign = true,
         }
     }
+    foreign
 }
 
 /// The kernel tells a range of a plain set as its start and, apart, where it ends.

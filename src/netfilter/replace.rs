@@ -213,11 +213,12 @@ fn fill_set(batch: &mut Batch, live: &LiveTable, set: &Set) {
         batch.add_elements(set, &set.elements);
         return;
     };
-    if live.elements == set.elements {
+    if live.holds(set) {
         return;
     }
-    if set.interval {
-        // Ranges that overlap old ones: all out, all in, still one transaction.
+    if set.interval || live.foreign {
+        // Ranges that overlap old ones, or what cannot be named: all out, all in, still one
+        // transaction.
         batch.flush_set(&set.name);
         batch.add_elements(set, &set.elements);
         return;

@@ -32,6 +32,8 @@ pub struct LinkRef {
 
 /// ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): only `lo` has it, whatever links are called.
 const LOOPBACK: u16 = 772;
+/// ARPHRD_ETHER.
+const ETHERNET: u16 = 1;
 /// RTN_LOCAL (include/uapi/linux/rtnetlink.h).
 const RTN_LOCAL: u32 = 2;
 /// IPS_DST_NAT (include/uapi/linux/netfilter/nf_conntrack_common.h).
@@ -50,6 +52,7 @@ pub const PROBE_ETHERTYPE: u16 = 0x88b5;
 pub const PROBE_MARK: u32 = 0x6b73_7072;
 /// 802.1X: without it a link with port authentication never comes up.
 const ETH_P_PAE: u16 = 0x888e;
+const ETH_P_8021Q: u16 = 0x8100;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const ICMP: u8 = 1;
@@ -107,6 +110,7 @@ pub fn guard(policy: &Policy, links: Option<&[LinkRef]>) -> Table {
     chains.extend(build.lan_chain());
     chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
     chains.extend(build.port_chain());
+    chains.extend(build.honest_chain());
     chains.push(build.frames_chain());
     match links {
         None => chains.push(build.egress("egress".into(), Devices::Every)),
@@ -397,9 +401,6 @@ impl Build<'_> {
         for link in self.tunnel_links() {
             rules.push(rule(link.outward(), Action::Accept, "tunnel"));
         }
-        rules.extend(self.frames_to_servers());
-        rules.extend(self.to_lan());
-        rules.extend(self.inbound_replies());
         rules.extend(self.to_internal());
         if !self.policy.internal_ports.is_empty() {
             rules.extend(["veth", "tun"].map(|kind| {
@@ -411,6 +412,16 @@ impl Build<'_> {
             }));
         }
         if self.policy.tunnel.is_some() {
+            rules.push(rule(
+                [is_ethernet()],
+                Action::Jump("honest".into()),
+                "is it of the type that it says",
+            ));
+        }
+        rules.extend(self.frames_to_servers());
+        rules.extend(self.to_lan());
+        rules.extend(self.inbound_replies());
+        if self.policy.tunnel.is_some() {
             rules.extend(self.address_resolution());
         }
         rules.extend(self.to_ntp());
@@ -421,6 +432,32 @@ impl Build<'_> {
             "probe of the guard",
         ));
         chain("frames", rules)
+    }
+
+    /// Returns a frame whose EtherType on the wire is the one that the kernel was told, which all
+    /// other rules go by: a packet socket may tell any, and pass IP off as ARP (threat 69).
+    ///
+    /// Of a tagged frame the network header's place is told too: where a socket's own tag stands in
+    /// it, its first byte is the tag's, which for IP must then be 0x40 or more.
+    fn honest_chain(&self) -> Option<Chain> {
+        self.policy.tunnel.as_ref()?;
+        let says = |kind: u16| is(Field::MetaProtocol, kind.to_be_bytes());
+        let on_wire = |kind: u16| is(Field::EtherType, kind.to_be_bytes());
+        let in_tag = |kind: u16| is(Field::VlanType, kind.to_be_bytes());
+        let mut rules: Vec<Rule> = [ETH_P_IP, ETH_P_IPV6, ETH_P_ARP, ETH_P_PAE]
+            .into_iter()
+            .map(|kind| rule([says(kind), on_wire(kind)], Action::Return, "untagged"))
+            .collect();
+        let tagged = |kind: u16| vec![says(kind), on_wire(ETH_P_8021Q), in_tag(kind)];
+        for (kind, version) in [(ETH_P_IP, 0x40), (ETH_P_IPV6, 0x60)] {
+            let mut matches = tagged(kind);
+            matches.push(between(Field::VlanPriority, [0], [0x3f]));
+            matches.push(between(Field::IpVersion, [version], [version | 0x0f]));
+            rules.push(rule(matches, Action::Return, "tagged"));
+        }
+        rules.push(rule(tagged(ETH_P_ARP), Action::Return, "tagged"));
+        rules.push(counted([], Action::Drop, "blocked: frame of another type than it says"));
+        Some(chain("honest", rules))
     }
 
     /// As in the table, and the later fragments of an outer packet, which have no port (threat 43).
@@ -562,9 +599,10 @@ impl Build<'_> {
                 "blocked: arp for the tunnel address",
             ));
         }
-        rules.push(rule([arp], Action::Accept, "arp"));
+        // Only there is it known that the frame is what it says.
+        rules.push(rule([is_ethernet(), arp], Action::Accept, "arp"));
         rules.push(rule(
-            [is(Field::MetaProtocol, ETH_P_PAE.to_be_bytes())],
+            [is_ethernet(), is(Field::MetaProtocol, ETH_P_PAE.to_be_bytes())],
             Action::Accept,
             "802.1x",
         ));
@@ -1124,6 +1162,10 @@ fn protocol(number: u8) -> Match {
 
 fn is_loopback(field: Field) -> Match {
     is(field, LOOPBACK.to_ne_bytes())
+}
+
+fn is_ethernet() -> Match {
+    is(Field::MetaOiftype, ETHERNET.to_ne_bytes())
 }
 
 /// A foreign DNAT of 127.x must not get out (threat 35).

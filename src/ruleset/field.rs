@@ -40,6 +40,14 @@ pub enum Field {
     IcmpType,
     Icmpv6Type,
     ArpSaddrIp,
+    /// The EtherType that is on the wire: `meta protocol` is what a packet socket says it is.
+    EtherType,
+    /// The first byte of a VLAN tag's priority and number.
+    VlanPriority,
+    /// The EtherType behind a VLAN tag.
+    VlanType,
+    /// The first byte of the network header, with IP's version.
+    IpVersion,
     /// WireGuard's message type: the first byte of a datagram.
     WireguardType,
     /// WireGuard's reserved bytes: the three that follow.
@@ -96,12 +104,13 @@ pub enum ValueKind {
     Number(u32),
 }
 
+const LINK: u32 = 0;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 
 impl Field {
     /// Every field: for tests and for reading rules back.
-    pub const ALL: [Field; 38] = [
+    pub const ALL: [Field; 42] = [
         Field::MetaProtocol,
         Field::MetaNfproto,
         Field::MetaL4proto,
@@ -136,6 +145,10 @@ impl Field {
         Field::IcmpType,
         Field::Icmpv6Type,
         Field::ArpSaddrIp,
+        Field::EtherType,
+        Field::VlanPriority,
+        Field::VlanType,
+        Field::IpVersion,
         Field::WireguardType,
         Field::WireguardReserved,
         Field::BootpOp,
@@ -175,6 +188,10 @@ impl Field {
             Field::Ip6Saddr => ("ip6 saddr", Payload(NETWORK, 8, 16), K::Ipv6),
             Field::Ip6Daddr => ("ip6 daddr", Payload(NETWORK, 24, 16), K::Ipv6),
             Field::ArpSaddrIp => ("arp saddr ip", Payload(NETWORK, 14, 4), K::Ipv4),
+            Field::EtherType => ("@ll,96,16", Payload(LINK, 12, 2), K::Number(2)),
+            Field::VlanPriority => ("@ll,112,8", Payload(LINK, 14, 1), K::Number(1)),
+            Field::VlanType => ("@ll,128,16", Payload(LINK, 16, 2), K::Number(2)),
+            Field::IpVersion => ("@nh,0,8", Payload(NETWORK, 0, 1), K::Number(1)),
             Field::UdpSport => ("udp sport", Payload(TRANSPORT, 0, 2), K::Port),
             Field::UdpDport => ("udp dport", Payload(TRANSPORT, 2, 2), K::Port),
             Field::ThSport => ("th sport", Payload(TRANSPORT, 0, 2), K::Port),

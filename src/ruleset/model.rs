@@ -335,6 +335,14 @@ impl Packet {
             Field::UdpDport | Field::ThDport => self.ports?.1.to_be_bytes().to_vec(),
             Field::IcmpType | Field::Icmpv6Type => vec![self.icmp_type?],
             Field::ArpSaddrIp => v4(self.source)?,
+            // Frames here say what they are, and bear no tag.
+            Field::EtherType => self.ethertype.to_be_bytes().to_vec(),
+            Field::VlanPriority | Field::VlanType => return None,
+            Field::IpVersion => vec![match self.ethertype {
+                0x0800 => 0x45,
+                0x86dd => 0x60,
+                _ => return None,
+            }],
             Field::WireguardType | Field::BootpOp => self.payload.get(..1)?.to_vec(),
             Field::WireguardReserved => self.payload.get(1..4)?.to_vec(),
             Field::BootpCookie => self.payload.get(236..240)?.to_vec(),

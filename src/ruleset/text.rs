@@ -187,6 +187,7 @@ pub fn value(kind: ValueKind, bytes: &[u8]) -> String {
             format!("\"{}\"", String::from_utf8_lossy(&bytes[..end]))
         }
         ValueKind::Linktype => match host_endian(bytes) {
+            1 => "ether".into(),
             772 => "loopback".into(),
             other => other.to_string(),
         },

@@ -77,7 +77,7 @@ fn locked_then(machine: &Machine, script: &str) -> Result<()> {
     machine.nft(script)
 }
 
-const MESSES: [Mess; 14] = [
+const MESSES: [Mess; 15] = [
     ("nothing", |_| Ok(())),
     ("a chain is deleted", |it| {
         locked_then(it, "flush chain inet killswitch output\ndelete chain inet killswitch output")
@@ -91,6 +91,13 @@ const MESSES: [Mess; 14] = [
     }),
     ("an element is added", |it| {
         locked_then(it, "add element inet killswitch wireguard4 { 1.1.1.1 . 53 }")
+    }),
+    ("an element for everything else", |it| {
+        locked_then(it, "add element inet killswitch wireguard4 { * }")?;
+        assert_eq!(it.killswitch(&["status"])?.code, 30);
+        let plan = it.killswitch(&["plan"])?.exits(0);
+        assert!(plan.out.contains("a foreign set"), "{plan:?}");
+        Ok(())
     }),
     ("a rule with an unnamed set", |it| {
         locked_then(it, "insert rule inet killswitch output ip daddr { 1.1.1.1, 8.8.8.8 } accept")

@@ -5,7 +5,7 @@ use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::{Capture, Host, Lab, Result};
 
 use crate::common::{LockedLab, canary};
-use crate::senders::{Sender, all_leaked, send_from};
+use crate::senders::{DISGUISED, Sender, all_leaked, send_from};
 
 /// What a container sends.
 const SENDERS: [Sender; 10] = [
@@ -133,6 +133,17 @@ pub fn t14_macvlan_in_a_container() -> Outcome {
     let it = LockedLab::new()?;
     let container = macvlan(&it.lab)?;
     stopped(&it, &container, &SENDERS)
+}
+
+/// What a container manager gives its containers is enough: CAP_NET_RAW.
+pub fn t69_macvlan_in_disguise() -> Outcome {
+    let it = LockedLab::with("[allow]\nlan = [\"192.168.1.0/24\"]\n")?;
+    let container = macvlan(&it.lab)?;
+    let act = |_: &Lab| send_from(&container, CLIENT_LINK, &DISGUISED);
+    all_leaked(&it.during(act)?, &DISGUISED)?;
+    it.lock()?;
+    it.during(act)?.must_be_clean()?;
+    Ok(())
 }
 
 /// A macvlan link of the client's in a container.

@@ -1,4 +1,4 @@
-//! Threats 1 to 28 of SECURITY.md: each is seen to leak without the lock, then not with it.
+//! Threats 1 to 28 and 69 of SECURITY.md: each is seen to leak without the lock, then not with it.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -103,6 +103,8 @@ fn main() -> std::process::ExitCode {
             ),
             ("t27_a_mistake_in_a_file_of_rules", tamper::t27_a_mistake_in_a_file_of_rules),
             ("t28_foreign_accepts", tamper::t28_foreign_accepts),
+            ("t69_macvlan_in_disguise", guests::t69_macvlan_in_disguise),
+            ("t69_packet_socket_in_disguise", senders::t69_packet_socket_in_disguise),
         ],
         &[
             (

@@ -473,6 +473,48 @@ def packet_vlan_like_arp(name):
     packet(b"\x81\x00\x00\x07\x08\x06" + canary(name))
 
 
+def disguised(protocol, frame):
+    """A frame of one type, told to the kernel as one of another."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.bind((LINK, 0))
+    sock.sendto(b"\xff" * 6 + sock.getsockname()[4] + frame, (LINK, protocol))
+
+
+@kind
+def packet_ip_as_arp(name):
+    disguised(0x0806, b"\x08\x00" + ipv4(17, udp(443, canary(name))))
+
+
+@kind
+def packet_ip6_as_arp(name):
+    disguised(0x0806, b"\x86\xdd" + ipv6(17, udp(443, canary(name))))
+
+
+@kind
+def packet_ip_as_8021x(name):
+    disguised(0x888E, b"\x08\x00" + ipv4(17, udp(443, canary(name))))
+
+
+@kind
+def packet_tagged_as_arp(name):
+    disguised(0x0806, b"\x81\x00\x00\x00\x08\x00" + ipv4(17, udp(443, canary(name))))
+
+
+@kind
+def packet_ip6_as_ip_to_the_lan(name):
+    # Where IPv4 has its destination, IPv6 has a part of its source: an address of the LAN.
+    frame = bytearray(ipv6(17, udp(443, canary(name))))
+    frame[16:20] = socket.inet_aton("192.168.1.77")
+    disguised(0x0800, b"\x86\xdd" + bytes(frame))
+
+
+@kind
+def packet_tagged_as_ip_to_the_lan(name):
+    # As the tag shifts the header by four bytes, its source is taken for its destination.
+    frame = ipv4(17, udp(443, canary(name)), source="192.168.1.77")
+    disguised(0x0800, b"\x81\x00\x40\x00\x08\x00" + frame)
+
+
 @kind
 def packet_unknown_type(name):
     packet(b"\x88\xb5" + canary(name))

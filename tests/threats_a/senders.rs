@@ -34,6 +34,16 @@ pub const PACKET_SOCKETS: [Sender; 12] = [
     ("router_advertisement", None),
 ];
 
+/// Packet sockets that tell the kernel another type than the frame's own.
+pub const DISGUISED: [Sender; 6] = [
+    ("packet_ip_as_arp", None),
+    ("packet_ip6_as_arp", None),
+    ("packet_ip_as_8021x", None),
+    ("packet_tagged_as_arp", None),
+    ("packet_ip6_as_ip_to_the_lan", None),
+    ("packet_tagged_as_ip_to_the_lan", None),
+];
+
 pub const SOCKETS: [Sender; 51] = [
     ("udp4", None),
     ("udp6", None),
@@ -126,6 +136,15 @@ fn stopped(it: &LockedLab, senders: &[Sender]) -> Outcome {
 
 pub fn t01_packet_socket() -> Outcome {
     stopped(&LockedLab::new()?, &PACKET_SOCKETS)
+}
+
+pub fn t69_packet_socket_in_disguise() -> Outcome {
+    let it = LockedLab::with("[allow]\nlan = [\"192.168.1.0/24\"]\n")?;
+    let act = |lab: &Lab| send(lab, &DISGUISED);
+    all_leaked(&it.during(act)?, &DISGUISED)?;
+    it.lock()?;
+    it.during(act)?.must_be_clean()?;
+    Ok(())
 }
 
 /// The mark opens the servers' ports to WireGuard's messages, no more.
