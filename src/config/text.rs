@@ -43,14 +43,22 @@ pub(super) fn hide_keys(text: &str) -> String {
         let belongs = is_base64(first);
         let end = rest.find(|character| is_base64(character) != belongs).unwrap_or(rest.len());
         let (run, after) = rest.split_at(end);
-        if belongs && may_be_key(run) {
-            shown.extend(std::iter::repeat_n('*', run.len()));
-        } else {
+        if !belongs {
             shown.push_str(run);
+        } else if run.starts_with('/') {
+            // A path, unless a part of it is too long for one.
+            let parts: Vec<String> = run.split('/').map(hide_key).collect();
+            shown.push_str(&parts.join("/"));
+        } else {
+            shown.push_str(&hide_key(run));
         }
         rest = after;
     }
     shown
+}
+
+fn hide_key(run: &str) -> String {
+    if may_be_key(run) { "*".repeat(run.len()) } else { run.to_owned() }
 }
 
 /// Whether a run of base64 characters may be a key or a piece of one: sixteen random ones are of

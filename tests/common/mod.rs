@@ -17,7 +17,7 @@ use base64ct::{Base64, Encoding};
 use killswitch::config;
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::eventually;
-use killswitch::lab::{Capture, Context, Error, Expectation, Lab, Report, Result};
+use killswitch::lab::{Capture, Context, Error, Expectation, Host, Lab, Report, Result};
 use killswitch::policy::Policy;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -265,7 +265,7 @@ impl LockedLab {
             INTERNET_V6.to_string(),
         ];
         for address in &addresses {
-            self.lab.client.command("ping", &["-c1", "-W20", address])?;
+            reaches(&self.lab.client, address)?;
         }
         Ok(())
     }
@@ -335,4 +335,11 @@ pub fn words(output: &Output) -> String {
 
 fn path(path: &Path) -> Result<&str> {
     path.to_str().ok_or_else(|| Error::new("a path that is not text"))
+}
+
+/// Waits until a host answers: a link may lose the first packets.
+pub fn reaches(host: &Host, address: &str) -> Result<()> {
+    eventually("an answer to a ping", || {
+        Ok(host.output("ping", &["-c1", "-W1", address])?.status.success())
+    })
 }

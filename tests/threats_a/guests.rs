@@ -4,7 +4,7 @@ use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::{Capture, Host, Lab, Result};
 
-use crate::common::{LockedLab, canary};
+use crate::common::{LockedLab, canary, reaches};
 use crate::senders::{DISGUISED, Sender, all_leaked, send_from};
 
 /// What a container sends.
@@ -44,13 +44,13 @@ fn routed(lab: &Lab) -> Result<Host> {
     ))?;
     container.ip(&format!(
         "address add 10.88.0.2/24 dev {CLIENT_LINK}
-         address add 2001:db8:88::2/64 dev {CLIENT_LINK}
+         address add 2001:db8:88::2/64 dev {CLIENT_LINK} nodad
          link set {CLIENT_LINK} up
          route add default via 10.88.0.1
          route add ::/0 via 2001:db8:88::1"
     ))?;
-    container.command("ping", &["-c1", "-W20", "10.88.0.1"])?;
-    container.command("ping", &["-c1", "-W20", "2001:db8:88::1"])?;
+    reaches(&container, "10.88.0.1")?;
+    reaches(&container, "2001:db8:88::1")?;
     Ok(container)
 }
 
@@ -58,13 +58,13 @@ fn routed(lab: &Lab) -> Result<Host> {
 fn on_the_lan(container: &Host) -> Result<()> {
     container.ip(&format!(
         "address add 192.168.1.78/24 dev {CLIENT_LINK}
-         address add 2001:db8:1::78/64 dev {CLIENT_LINK}
+         address add 2001:db8:1::78/64 dev {CLIENT_LINK} nodad
          link set {CLIENT_LINK} up
          route add default via {ROUTER_V4}
          route add ::/0 via {ROUTER_LINK_LOCAL} dev {CLIENT_LINK}"
     ))?;
-    container.command("ping", &["-c1", "-W20", &ROUTER_V4.to_string()])?;
-    container.command("ping", &["-c1", "-W20", &ROUTER_V6.to_string()]).map(drop)
+    reaches(container, &ROUTER_V4.to_string())?;
+    reaches(container, &ROUTER_V6.to_string())
 }
 
 /// A bridge of this name in the client, with its link and a container in it.
@@ -77,7 +77,7 @@ fn bridged(lab: &Lab, bridge: &str) -> Result<Host> {
          address flush dev {CLIENT_LINK}
          link set {CLIENT_LINK} master {bridge}
          address add {CLIENT_V4}/24 dev {bridge}
-         address add {CLIENT_V6}/64 dev {bridge}
+         address add {CLIENT_V6}/64 dev {bridge} nodad
          link set {bridge} up
          route add default via {ROUTER_V4}
          route replace ::/0 via {ROUTER_LINK_LOCAL} dev {bridge}",
@@ -85,7 +85,7 @@ fn bridged(lab: &Lab, bridge: &str) -> Result<Host> {
     ))?;
     on_the_lan(&container)?;
     for address in [ROUTER_V4.to_string(), ROUTER_V6.to_string()] {
-        lab.client.command("ping", &["-c1", "-W20", &address])?;
+        reaches(&lab.client, &address)?;
     }
     Ok(container)
 }
@@ -172,7 +172,7 @@ pub fn t14_macvlan_made_under_the_lock() -> Outcome {
     container.ip(&format!(
         "link set mac9 name {CLIENT_LINK}
          address add 192.168.1.78/24 dev {CLIENT_LINK}
-         address add 2001:db8:1::78/64 dev {CLIENT_LINK}
+         address add 2001:db8:1::78/64 dev {CLIENT_LINK} nodad
          link set {CLIENT_LINK} up
          route add default via {ROUTER_V4}
          route add ::/0 via {ROUTER_LINK_LOCAL} dev {CLIENT_LINK}"
