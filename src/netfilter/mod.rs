@@ -74,3 +74,22 @@ impl From<io::Error> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    /// What `socket` and nfnetlink answer on a kernel without nf_tables, and to the unprivileged:
+    /// no kernel here is without it, so the answers are made up.
+    #[test]
+    fn a_kernel_without_nf_tables_is_told_from_a_missing_privilege() {
+        let from = |errno: Errno| Error::from(io::Error::from(errno));
+        for errno in [Errno::EPROTONOSUPPORT, Errno::EOPNOTSUPP, Errno::EINVAL] {
+            assert!(matches!(from(errno), Error::Missing(_)), "{errno}");
+        }
+        assert!(from(Errno::EPROTONOSUPPORT).to_string().contains("modprobe nf_tables"));
+        assert!(matches!(from(Errno::EPERM), Error::NotPermitted));
+        assert!(matches!(from(Errno::ENOBUFS), Error::Socket(_)));
+    }
+}

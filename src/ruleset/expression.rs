@@ -265,3 +265,32 @@ fn raise_match<'a>(list: &'a [Expression], before: &[Match]) -> Option<(Match, &
     };
     Some((Match { fields, test }, &rest[taken..]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use crate::ruleset::{compile, text};
+
+    #[test]
+    fn a_rule_is_raised_into_its_own_words() {
+        let policy = Policy { dhcp: true, ..Policy::strictest() };
+        for chain in compile(&policy).chains {
+            for rule in chain.rules {
+                let raised = raise(&lower(&rule), &rule.comment).map(|it| text::rule(&it));
+                assert_eq!(raised, Some(text::rule(&rule)));
+            }
+        }
+    }
+
+    /// Shown in words of ours it would be taken for what it is not.
+    #[test]
+    fn a_rule_that_only_looks_like_ours_is_not_raised() {
+        let mark = Expression::Meta { key: META_MARK, register: 1 };
+        let mask = |xor| Expression::Bitwise { register: 1, mask: vec![1; 4], xor };
+        let accept = Expression::Verdict { code: ACCEPT, chain: None };
+        let rule = |xor| [mark.clone(), mask(xor), cmp(CMP_EQ, &[1; 4]), accept.clone()];
+        assert!(raise(&rule(vec![0; 4]), "").is_some());
+        assert!(raise(&rule(vec![7; 4]), "").is_none());
+    }
+}
