@@ -168,16 +168,16 @@ fn planned(policy: &Policy, live: &lock::Live) -> Vec<Change> {
     let guard = policy.egress_guard.then(|| live_guard(policy));
     all.extend(table_changes(live.egress.as_ref(), guard.as_ref(), Family::Netdev));
     let guard = crate::routing::Guard::from_policy(policy);
-    let routing = |added: bool| {
-        move |text: String| Change {
-            effect: Effect::Neutral,
-            added,
-            place: "routing guard".into(),
-            text,
-        }
-    };
-    all.extend(live.routing.extra(&guard).into_iter().map(routing(false)));
-    all.extend(live.routing.missing(&guard).into_iter().map(routing(true)));
+    let open_before = live.routing.rules().next().is_none();
+    all.extend(live.routing.changes(&guard).into_iter().map(|change| Change {
+        effect: match !open_before && change.added == change.opens {
+            true => Effect::Loosens,
+            false => Effect::Tightens,
+        },
+        added: change.added,
+        place: "routing guard".into(),
+        text: change.text,
+    }));
     all
 }
 

@@ -103,6 +103,17 @@ pub struct Live {
     pub ipv6: Ipv6,
 }
 
+/// One difference between what the kernel has of ours and the guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Missing, or there and not wanted.
+    pub added: bool,
+    /// Whether more may leave with it than without it.
+    pub opens: bool,
+    /// In the words of `ip`.
+    pub text: String,
+}
+
 impl Live {
     /// Our rules, in the kernel's order.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
@@ -131,6 +142,28 @@ impl Live {
             rules.into_iter().map(|(rule, _)| rule),
             routes.into_iter().map(|(route, _)| route),
         )
+    }
+
+    /// What [`apply`] would change.
+    pub fn changes(&self, guard: &Guard) -> Vec<Change> {
+        let attainable = self.attainable(guard);
+        let (missing, extra) = guard::compare(&attainable.rules, &self.rules);
+        let added = missing.into_iter().map(|rule| (true, rule));
+        let removed = extra.into_iter().map(|(rule, _)| (false, rule));
+        let rules = added.chain(removed).map(|(added, rule)| Change {
+            added,
+            opens: rule.action.opens(),
+            text: rule.to_string(),
+        });
+        let missing = guard::compare(&attainable.routes, &self.routes).0;
+        let added = missing.into_iter().map(|route| (true, route));
+        let removed = self.unwanted_routes(guard).into_iter().map(|(route, _)| (false, route));
+        let routes = added.chain(removed).map(|(added, route)| Change {
+            added,
+            opens: route.kind != RouteKind::Unreachable,
+            text: route.to_string(),
+        });
+        rules.chain(routes).collect()
     }
 
     fn unwanted_routes<'a>(&'a self, guard: &Guard) -> Vec<&'a (Route, RouteHeader)> {
