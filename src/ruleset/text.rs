@@ -186,6 +186,10 @@ pub fn value(kind: ValueKind, bytes: &[u8]) -> String {
             let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
             format!("\"{}\"", String::from_utf8_lossy(&bytes[..end]))
         }
+        ValueKind::Link => match host_endian(bytes) {
+            1 => "\"lo\"".into(),
+            other => other.to_string(),
+        },
         ValueKind::Linktype => match host_endian(bytes) {
             1 => "ether".into(),
             772 => "loopback".into(),

@@ -72,7 +72,9 @@ impl Machine {
         }
         host.ip(&format!("link add eth0 type veth peer name far0 netns {}", far.path()))?;
         far.ip("address add 192.168.1.1/24 dev far0\nlink set far0 up")?;
-        host.ip("address add 192.168.1.50/24 dev eth0
+        // No address that comes a second later: listings are compared.
+        host.ip("link set eth0 addrgenmode none
+             address add 192.168.1.50/24 dev eth0
              link set eth0 up
              route add default via 192.168.1.1")?;
         // /run is this process's own.

@@ -1,4 +1,4 @@
-//! Threats 1 to 28 and 69 of SECURITY.md: each is seen to leak without the lock, then not with it.
+//! Threats 1 to 28, 69 and 70 of SECURITY.md: each is seen to leak without the lock, then not with it.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -105,6 +105,10 @@ fn main() -> std::process::ExitCode {
             ("t28_foreign_accepts", tamper::t28_foreign_accepts),
             ("t69_macvlan_in_disguise", guests::t69_macvlan_in_disguise),
             ("t69_packet_socket_in_disguise", senders::t69_packet_socket_in_disguise),
+            (
+                "t70_checksum_rewrites_the_address_in_spite_of_the_lock",
+                senders::t70_checksum_rewrites_the_address_in_spite_of_the_lock,
+            ),
         ],
         &[
             (

@@ -6,6 +6,8 @@ An error is the kernel's refusal, which is what a lock is for: it is printed, an
 tried. That nothing was refused without the lock is for the caller to see, on the wire.
 """
 
+import ctypes
+import fcntl
 import socket
 import struct
 import sys
@@ -22,7 +24,9 @@ INDEX = socket.if_nametoindex(LINK)
 # Of include/uapi/linux: in.h, in6.h, if_packet.h, if_ether.h, udp.h
 IP_OPTIONS, IP_TRANSPARENT, IP_UNICAST_IF, IP_HDRINCL = 4, 19, 50, 3
 IPV6_TRANSPARENT, IPV6_UNICAST_IF, IPV6_HDRINCL = 75, 76, 36
-SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
+SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_VNET_HDR = 263, 20, 15
+# ethtool.h, sockios.h
+ETHTOOL_STXCSUM, SIOCETHTOOL = 0x17, 0x8946
 UDP_SEGMENT, IPPROTO_UDPLITE, IPPROTO_MPTCP = 103, 136, 262
 
 kinds = {}
@@ -513,6 +517,29 @@ def packet_tagged_as_ip_to_the_lan(name):
     # As the tag shifts the header by four bytes, its source is taken for its destination.
     frame = ipv4(17, udp(443, canary(name)), source="192.168.1.77")
     disguised(0x0800, b"\x81\x00\x40\x00\x08\x00" + frame)
+
+
+@kind
+def packet_checksum_over_address(name):
+    # Judged as a lease request to 10.9.9.9; the checksum, which is filled in behind the guard, makes
+    # that 1.1.9.9. Off, so that a veth link fills it in as hardware would.
+    off = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_STXCSUM, 0))
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP", LINK.encode(), ctypes.addressof(off)))
+    bootp = b"\x01" + bytes(235) + b"\x63\x82\x53\x63" + canary(name)
+    bootp += bytes(len(bootp) % 2 + 2)
+    request = struct.pack("!4H", 68, 67, 8 + len(bootp), 0) + bootp
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+    sock.bind((LINK, 0))
+    frame = b"\xff" * 6 + sock.getsockname()[4] + b"\x08\x00"
+    frame += ipv4(17, request, to="1.1.9.9")
+    frame = frame[:30] + b"\x0a\x09" + frame[32:]
+    # The last two bytes are free: with them the sum from the source address on is 1.1.
+    last = (checksum(frame[26:]) - 0x0101) % 0xFFFF
+    frame = frame[:-2] + struct.pack("!H", last)
+    # struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, from byte 26, into the fourth after it.
+    sock.send(struct.pack("=BBHHHH", 1, 0, 0, 0, 26, 4) + frame)
 
 
 @kind

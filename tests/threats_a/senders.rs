@@ -147,6 +147,18 @@ pub fn t69_packet_socket_in_disguise() -> Outcome {
     Ok(())
 }
 
+/// A limit: of a frame whose checksum is left to the link, two bytes are written behind the guard,
+/// wherever the sender says. It needs CAP_NET_RAW.
+pub fn t70_checksum_rewrites_the_address_in_spite_of_the_lock() -> Outcome {
+    let it = LockedLab::new()?;
+    it.lock()?;
+    let seen = it.during(|lab| send(lab, &[("packet_checksum_over_address", None)]))?;
+    match seen.has_leak("1.1.9.9") {
+        true => Ok(()),
+        false => Err(seen.report.summary(20).into()),
+    }
+}
+
 /// The mark opens the servers' ports to WireGuard's messages, no more.
 pub fn t01_marked_packet_socket_to_a_server() -> Outcome {
     let it = LockedLab::new()?;
