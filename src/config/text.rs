@@ -66,7 +66,12 @@ fn may_be_key(run: &str) -> bool {
     let changes = classes.windows(2).filter(|pair| pair[0] != pair[1]).count();
     let restless = classes.contains(&2) || changes * 5 >= run.len() * 2;
     let mixed_case = classes.contains(&0) && classes.contains(&1);
-    mixed_case && (run.len() >= 40 || (run.len() >= 16 && restless))
+    // A part of a key may stand behind a word, which calms the whole.
+    let restless_part = classes.windows(16).any(|part| {
+        let changes = part.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        part.contains(&0) && part.contains(&1) && changes >= 7
+    });
+    mixed_case && (run.len() >= 40 || restless_part || (run.len() >= 16 && restless))
 }
 
 /// The same line with `*` for what may be a secret: by the look of the value, or by the name of its
