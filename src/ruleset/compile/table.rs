@@ -1,0 +1,270 @@
+//! The chains of the `inet` table.
+
+use super::super::{Action, Base, Chain, ChainKind, ChainPolicy, Field, Hook, Rejection, Rule};
+use super::Build;
+use super::words::*;
+
+#[allow(clippy::wrong_self_convention, reason = "from_ and to_ say where packets come from and go")]
+impl Build<'_> {
+    /// What may leave, on whichever link it goes: asked by output and by postrouting. The frequent
+    /// stands first; all accept, so their order decides nothing.
+    pub(super) fn leave_chain(&self) -> Chain {
+        let mut rules =
+            vec![rule([is_loopback(Field::MetaOif), fib_local()], Action::Accept, "loopback")];
+        rules.extend(self.to_tunnel());
+        rules.extend(self.to_servers());
+        rules.extend(self.to_lan());
+        rules.extend(self.inbound_replies());
+        rules.extend(self.to_internal());
+        rules.extend(self.to_ntp());
+        rules.extend(self.neighbours_and_leases());
+        chain("leave", rules)
+    }
+
+    /// LAN traffic without name look-ups; returns where it does not decide.
+    pub(super) fn lan_chain(&self) -> Option<Chain> {
+        if self.policy.lan.is_empty() {
+            return None;
+        }
+        let mut rules = Vec::new();
+        for ip in BOTH.into_iter().filter(|&ip| self.has_lan_dns(ip)) {
+            rules.push(rule(
+                self.of(ip, [is_in(ip.daddr(), ip.set("lan_dns"))]),
+                Action::Accept,
+                "lan dns",
+            ));
+        }
+        rules.push(counted(
+            [concat([Field::MetaL4proto, Field::ThDport], "name_services")],
+            Action::Return,
+            "name look-up to the lan",
+        ));
+        for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
+            rules.push(rule(
+                self.of(ip, [is_in(ip.daddr(), ip.set("lan"))]),
+                Action::Accept,
+                "lan",
+            ));
+        }
+        rules.extend(self.multicast_membership());
+        Some(chain("lan", rules))
+    }
+
+    pub(super) fn output(&self) -> Chain {
+        let mut rules = Vec::new();
+        if self.internal_is_allowed() {
+            // A published port: the hook's link is stale after DNAT, postrouting judges the true one.
+            rules.push(rule(
+                [
+                    is_loopback(Field::MetaOif),
+                    any_of(Field::CtStatus, IPS_DST_NAT.to_ne_bytes().to_vec()),
+                ],
+                Action::Accept,
+                "published port: postrouting decides",
+            ));
+        }
+        rules.push(rule([], Action::Jump("leave".into()), "what may leave"));
+        rules.push(counted(
+            [protocol(TCP)],
+            Action::Reject(Rejection::TcpReset),
+            "blocked: local tcp",
+        ));
+        rules.push(counted([], Action::Reject(Rejection::AdminProhibited), "blocked: local"));
+        self.base("output", Hook::Output, FILTER, rules)
+    }
+
+    pub(super) fn postrouting(&self) -> Chain {
+        let rules = vec![rule([], Action::Jump("leave".into()), "what may leave")];
+        self.base("postrouting", Hook::Postrouting, LAST, rules)
+    }
+
+    /// Bridges that never leave the machine, by name; their kind is asked before.
+    pub(super) fn internal_chain(&self, name: &str, field: Field) -> Option<Chain> {
+        let rules = self
+            .policy
+            .internal
+            .iter()
+            .map(|pattern| rule([named(field, pattern)], Action::Accept, "internal bridge"))
+            .collect();
+        self.internal_is_allowed().then(|| chain(name, rules))
+    }
+
+    /// Guests' ports of those bridges, by name; their kind is asked before.
+    pub(super) fn port_chain(&self) -> Option<Chain> {
+        let why = "port of an internal bridge";
+        let ports = &self.policy.internal_ports;
+        let rules = ports
+            .iter()
+            .map(|pattern| rule([named(Field::MetaOifname, pattern)], Action::Accept, why))
+            .collect();
+        (!ports.is_empty()).then(|| chain("to_port", rules))
+    }
+
+    pub(super) fn forward_chains(&self) -> Vec<Chain> {
+        let mut chains = Vec::new();
+        let mut forward = Vec::new();
+        if self.internal_is_allowed() {
+            let mut rules = self.to_internal();
+            if self.policy.forward_into_tunnel {
+                rules.extend(
+                    self.tunnel_links()
+                        .into_iter()
+                        .map(|link| rule(link.outward(), Action::Accept, "guest into the tunnel")),
+                );
+            }
+            chains.push(chain("forward_internal", rules));
+            forward.extend(self.policy.internal.iter().map(|pattern| {
+                rule(
+                    [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
+                    Action::Jump("forward_internal".into()),
+                    "from an internal bridge",
+                )
+            }));
+        }
+        if self.policy.forward_into_tunnel {
+            forward.extend(self.forward_lan_and_replies());
+        }
+        chains.push(self.base("forward", Hook::Forward, FILTER, forward));
+        chains
+    }
+
+    /// LAN clients into the tunnel, and what comes back out of it.
+    pub(super) fn forward_lan_and_replies(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for link in self.tunnel_links() {
+            for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
+                let mut into = self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]);
+                into.extend(link.outward());
+                rules.push(rule(into, Action::Accept, "lan client into the tunnel"));
+                let mut back = self.of(ip, [is_in(ip.daddr(), ip.set("lan"))]);
+                back.extend(link.inward());
+                back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
+                rules.push(rule(back, Action::Accept, "reply to a lan client"));
+            }
+            if self.internal_is_allowed() {
+                let mut back = link.inward();
+                back.push(is_kind(Field::MetaOifkind, "bridge"));
+                back.push(ct_state(CT_ESTABLISHED | CT_RELATED));
+                rules.push(rule(back, Action::Jump("to_internal".into()), "reply to a guest"));
+            }
+        }
+        rules
+    }
+
+    /// Into the tunnel from its own addresses, out of it to them; the link is asked before.
+    pub(super) fn tunnel_chain(
+        &self,
+        name: &str,
+        field: impl Fn(Ip) -> Field,
+        why: &str,
+    ) -> Option<Chain> {
+        let own = |ip: Ip| {
+            let address = is_in(field(ip), ip.set("tunnel"));
+            rule(self.of(ip, [address]), Action::Accept, why)
+        };
+        let rules = self.tunnel_families().into_iter().map(own).collect();
+        self.policy.tunnel.is_some().then(|| chain(name, rules))
+    }
+
+    pub(super) fn input(&self) -> Chain {
+        let mut rules = vec![rule([is_loopback(Field::MetaIif)], Action::Accept, "loopback")];
+        rules.extend(self.tunnel_links().into_iter().map(|link| {
+            rule(link.inward(), Action::Jump("from_tunnel".into()), "the tunnel's link")
+        }));
+        rules.extend(self.from_servers(&Action::Accept));
+        rules.extend(self.from_lan());
+        rules.extend(self.to_inbound());
+        if self.internal_is_allowed() {
+            rules.push(rule(
+                [is_kind(Field::MetaIifkind, "bridge")],
+                Action::Jump("from_internal".into()),
+                "internal bridges",
+            ));
+        }
+        rules.extend(self.from_ntp());
+        rules.extend(self.neighbours_and_leases_in());
+        self.base("input", Hook::Input, FILTER, rules)
+    }
+
+    pub(super) fn from_ntp(&self) -> Vec<Rule> {
+        let from = |ip: Ip| {
+            let server = is_in(ip.saddr(), ip.set("ntp"));
+            let port = is(Field::UdpSport, 123u16.to_be_bytes());
+            rule(self.of(ip, [protocol(UDP), port, server]), Action::Accept, "ntp")
+        };
+        BOTH.into_iter().filter(|&ip| self.has_ntp(ip)).map(from).collect()
+    }
+
+    pub(super) fn to_inbound(&self) -> Vec<Rule> {
+        let to = |ip: Ip| {
+            let fields = [ip.saddr(), Field::MetaL4proto, Field::ThDport];
+            let service = concat(fields, &ip.set("inbound"));
+            rule(self.of(ip, [service]), Action::Accept, "inbound service")
+        };
+        BOTH.into_iter().filter(|&ip| self.has_inbound(ip)).map(to).collect()
+    }
+
+    pub(super) fn from_lan(&self) -> Vec<Rule> {
+        let from =
+            |ip: Ip| rule(self.of(ip, [is_in(ip.saddr(), ip.set("lan"))]), Action::Accept, "lan");
+        BOTH.into_iter().filter(|&ip| self.has_lan(ip)).map(from).collect()
+    }
+
+    /// CVE-2019-14899: a neighbour must not find the tunnel's address by asking a link for it.
+    pub(super) fn prerouting(&self) -> Option<Chain> {
+        self.policy.tunnel.as_ref()?;
+        let mut rules = vec![rule([is_loopback(Field::MetaIif)], Action::Return, "loopback")];
+        for link in self.tunnel_links() {
+            rules.push(rule(link.inward(), Action::Return, "from the tunnel"));
+        }
+        for ip in self.tunnel_families() {
+            rules.push(counted(
+                self.of(ip, [is_in(ip.daddr(), ip.set("tunnel"))]),
+                Action::Drop,
+                "blocked: tunnel address from outside",
+            ));
+        }
+        Some(Chain {
+            name: "prerouting".into(),
+            base: Some(base(Hook::Prerouting, BEFORE_CONNTRACK, ChainPolicy::Accept)),
+            rules,
+        })
+    }
+
+    /// Reverse-path validation looks replies up by our mark (threat 52; src_valid_mark, ip-sysctl).
+    pub(super) fn mark_replies(&self) -> Option<Chain> {
+        if !self.policy.routing_guard || self.policy.servers.is_empty() {
+            return None;
+        }
+        Some(Chain {
+            name: "mark_replies".into(),
+            base: Some(base(Hook::Prerouting, MANGLE, ChainPolicy::Accept)),
+            rules: self.from_servers(&Action::SetMark(self.policy.mark)),
+        })
+    }
+
+    pub(super) fn source_nat(&self) -> Option<Chain> {
+        if !self.policy.forward_into_tunnel {
+            return None;
+        }
+        let mut rules = Vec::new();
+        for ip in self.tunnel_families() {
+            rules.push(rule(
+                self.of(ip, [is_in(ip.saddr(), ip.set("tunnel"))]),
+                Action::Return,
+                "our own",
+            ));
+        }
+        for link in self.tunnel_links() {
+            rules.push(rule(link.outward(), Action::Masquerade, "forwarded into the tunnel"));
+        }
+        Some(Chain {
+            name: "source_nat".into(),
+            base: Some(Base {
+                kind: ChainKind::Nat,
+                ..base(Hook::Postrouting, SOURCE_NAT, ChainPolicy::Accept)
+            }),
+            rules,
+        })
+    }
+}
