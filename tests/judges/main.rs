@@ -27,10 +27,8 @@ const PACKETS: usize = 300;
 const POLICIES: usize = 60;
 
 fn the_judges_agree() -> Outcome {
-    let seed = setting("JUDGES_SEED", || {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(0, |it| it.as_nanos() as u64)
-    })?;
+    // The same for everybody, so that a failure is the change's and not the day's.
+    let seed = setting("JUDGES_SEED", || 0x6b73)?;
     let wanted = setting("JUDGES_PACKETS", || 20_000)? as usize;
     println!("JUDGES_SEED={seed} JUDGES_PACKETS={wanted}");
     let mut trial = Trial::new(seed)?;

@@ -101,7 +101,8 @@ fn may_be_handed_to(policy: &Policy, packet: &Packet, out: Link) -> bool {
         || is_internal(policy, out)
         || is_port
         || needs_no_address(policy, packet)
-        || is_to_server_host(policy, packet)
+        // Later fragments apart, which have neither port nor shape (threat 43): none is judged here.
+        || is_to_server(policy, packet)
         || keeps_the_link(policy, packet)
         || is_to_ntp(policy, packet)
         // It knows no connections.
@@ -138,15 +139,6 @@ fn is_to_server(policy: &Policy, packet: &Packet) -> bool {
 
 fn has_shape_of_wireguard(packet: &Packet) -> bool {
     matches!(&packet.body, Body::Udp(_, payload) if matches!(payload[..], [1..=4, 0, 0, 0, ..]))
-}
-
-/// A fragment of an outer packet has neither port nor shape (threat 43).
-fn is_to_server_host(policy: &Policy, packet: &Packet) -> bool {
-    packet.mark == policy.mark
-        && policy.servers.iter().any(|server| {
-            server.endpoint.ip() == packet.destination
-                && packet.protocol() == Some(number(server.protocol))
-        })
 }
 
 /// "what comes from a server: exact address + port, in only"
