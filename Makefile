@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Tests need a kernel, not speed: `dev` builds in a fraction of the time.
 LAB := --features lab
 
-.PHONY: demo test test-long bench check deps clean
+.PHONY: demo test test-long bench check install deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -25,7 +25,17 @@ test-long: deps
 bench: deps
 	$(CARGO) bench $(LAB) --bench lock
 
-# Formatting, lints, documentation, licences; changes nothing.
+# What packaging/README.md lists; build first with `cargo build --release`, not as root.
+install:
+	install -D -m755 target/release/killswitch $(DESTDIR)/usr/bin/killswitch
+	install -D -m644 nft/lock.nft $(DESTDIR)/usr/share/killswitch/lock.nft
+	install -D -m644 systemd/killswitch-lock.service $(DESTDIR)/usr/lib/systemd/system/killswitch-lock.service
+	install -D -m755 systemd/killswitch-lock-boot $(DESTDIR)/usr/lib/killswitch/lock-boot
+	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
+	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
+	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
+
+# Formatting, lints, documentation; changes nothing. (Licences: cargo deny check.)
 check: deps
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-features --all-targets -- -D warnings

@@ -14,6 +14,7 @@ use crate::netfilter::{self, Applied, Counted, LiveTable, live};
 use crate::netlink::{self, Family as NetlinkFamily, Link, Socket};
 use crate::policy::Policy;
 use crate::routing;
+use crate::ruleset::expression::{self, Expression};
 use crate::ruleset::{self, Family, Table};
 
 /// What [`lock`] did.
@@ -31,7 +32,7 @@ pub enum Error {
     /// The nftables tables.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
-    /// The routing guard, without which nothing else is amiss.
+    /// The routing guard.
     #[error("routing guard: {0}")]
     Routing(#[from] routing::Error),
     /// nf_tables is missing; whether the routing guard holds alone is said.
@@ -66,6 +67,9 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
         // Without nf_tables the routing guard is all there is.
         Err(netfilter @ netfilter::Error::Missing(_)) => {
             let routing = match routing::apply(&routing::Guard::from_policy(policy)) {
+                Ok(_) if !policy.routing_guard => {
+                    "and an external tunnel has no routing guard: NOTHING holds".to_owned()
+                }
                 Ok(_) => "only the routing guard holds".to_owned(),
                 Err(error) => format!("the routing guard failed too: {error}"),
             };
@@ -240,6 +244,9 @@ pub struct Status {
     pub dropped: BTreeMap<String, BTreeMap<String, Counted>>,
     /// Whether the daemon runs.
     pub daemon: bool,
+    /// Whether the policy has a routing guard.
+    #[serde(skip)]
+    pub routing_guard: bool,
 }
 
 /// The lock's state in one word.
@@ -323,6 +330,7 @@ impl Status {
             },
             dropped: dropped(live),
             daemon: daemon_runs(),
+            routing_guard: policy.routing_guard,
         }
     }
 
@@ -353,6 +361,12 @@ fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> 
         );
     } else if table.flags & live::DORMANT != 0 {
         degraded.push("table inet killswitch is dormant; run `killswitch lock`".into());
+    } else if !degraded.is_empty() {
+        degraded.push(
+            "table inet killswitch is not the strictest lock; mend the file first: \
+             `killswitch check`"
+                .into(),
+        );
     } else {
         degraded.push(
             "table inet killswitch is not what the configuration compiles to; \
@@ -445,7 +459,9 @@ fn dropped(live: &Live) -> BTreeMap<String, BTreeMap<String, Counted>> {
     for table in live.inet.iter().chain(&live.egress) {
         for (name, chain) in &table.chains {
             for rule in &chain.rules {
-                let Some(counted) = rule.counted else { continue };
+                let Some(counted) = rule.counted.filter(|_| ends_here(&rule.expressions)) else {
+                    continue;
+                };
                 let sum = dropped
                     .entry(name.clone())
                     .or_default()
@@ -457,6 +473,14 @@ fn dropped(live: &Live) -> BTreeMap<String, BTreeMap<String, Counted>> {
         }
     }
     dropped
+}
+
+/// Whether the packet is dropped or refused: a counted rule may also let it go on.
+fn ends_here(expressions: &[Expression]) -> bool {
+    matches!(
+        expressions.last(),
+        Some(Expression::Verdict { code: expression::DROP, .. } | Expression::Reject { .. })
+    )
 }
 
 /// The daemon holds this socket for as long as it lives.

@@ -1,4 +1,4 @@
-//! The command line, from which help, completions and man pages are made.
+//! The command line, from which help and completions are made; a test holds the manual to it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         2. killswitch check             is it right?\n  \
         3. killswitch plan              what would it change?\n  \
         4. killswitch lock              lock now\n  \
-        5. systemctl enable killswitch  lock at every boot, before the network\n\n\
+        5. systemctl enable killswitch-lock   lock at every boot, before the network\n\n\
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
         See also: killswitch(8), killswitch.toml(5)."
 )]
@@ -42,7 +42,7 @@ pub enum Command {
     Lock(Lock),
     /// Open the lock: everything may leave in clear.
     Unlock(Unlock),
-    /// Apply the configuration; on an error the old lock stays as it is.
+    /// Apply the configuration, also to an open machine; if it cannot be used the old lock stays.
     Reload(Reload),
     /// Say what the kernel holds, the daemon dead or alive.
     ///
@@ -55,11 +55,13 @@ pub enum Command {
     Plan(File),
     /// Print the compiled ruleset.
     Rules(Rules),
-    /// Say which rule decides on a packet, and why.
+    /// Say which rule of the configuration decides on a packet, and why.
     ///
-    /// Example: killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53
+    /// It asks the rules that the configuration compiles to, not the kernel's, and not the routing
+    /// guard. Example: killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53
     Explain(Explain),
-    /// Show the whole thing in private network namespaces: no root, nothing on this machine touched.
+    /// Show the whole thing in private network namespaces: nothing on this machine is touched, and no
+    /// root is needed where user namespaces are allowed.
     Demo,
     /// Print a completion script for a shell.
     #[command(hide = true)]
@@ -133,7 +135,7 @@ pub struct Explain {
     /// The link it comes in by; with --out: a packet that passes through.
     #[arg(long = "in", value_name = "LINK")]
     pub into: Option<String>,
-    /// Its destination.
+    /// Its destination; on arrival by the tunnel the tunnel's own address by default.
     #[arg(long, value_name = "ADDRESS")]
     pub to: Option<IpAddr>,
     /// Its source; by default an address of no interest, or the tunnel's on the tunnel.
@@ -142,7 +144,7 @@ pub struct Explain {
     /// Its protocol: tcp, udp, icmp, icmpv6, igmp, or a number.
     #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
     pub proto: u8,
-    /// Its destination port.
+    /// Its destination port; 443 by default.
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
     /// Its source port.
@@ -154,9 +156,12 @@ pub struct Explain {
     /// Its ICMP or ICMPv6 type.
     #[arg(long, value_name = "TYPE")]
     pub icmp_type: Option<u8>,
-    /// It has the shape of this WireGuard message (1 to 4).
-    #[arg(long, value_name = "TYPE")]
+    /// It has the shape of this WireGuard message.
+    #[arg(long, value_name = "TYPE", value_parser = clap::value_parser!(u8).range(1..=4))]
     pub wireguard: Option<u8>,
+    /// It is an ICMP error about a packet to this server, as conntrack knows it.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub related: Option<std::net::SocketAddr>,
     /// It answers a packet that came in.
     #[arg(long)]
     pub reply: bool,

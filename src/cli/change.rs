@@ -28,7 +28,10 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
 
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
     apply(arguments, options.yes, "reloaded").map_err(|failure| Failure {
-        message: format!("{}\nthe lock is as it was", failure.message),
+        message: match failure.code {
+            BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
+            _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
+        },
         ..failure
     })
 }
@@ -112,7 +115,8 @@ fn confirmed() -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("unlock asks at a terminal; scripts say `unlock --yes`"));
     }
-    let mut terminal = std::io::stdout();
+    // Not standard output, which may be a script's JSON.
+    let mut terminal = std::io::stderr();
     write!(terminal, "Open the lock? Everything may then leave in clear. [y/N] ")?;
     terminal.flush()?;
     let mut answer = String::new();

@@ -13,7 +13,7 @@ use crate::ruleset::{self, Ruleset, text};
 
 pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Failure> {
     let (_, policy, complaint) = load_or_strictest(arguments);
-    if let Some(complaint) = complaint {
+    if let Some(complaint) = &complaint {
         warning(&format!("{complaint}; this is what the strictest lock does"));
     }
     let ruleset = Ruleset {
@@ -36,6 +36,7 @@ pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Fa
             "chain": decision.chain,
             "rule": rule,
             "reason": reason,
+            "policy": if complaint.is_some() { "strictest" } else { "configured" },
         }));
         return Ok(0);
     }
@@ -72,8 +73,8 @@ fn describe(options: &Explain, policy: &Policy) -> Result<Packet, Failure> {
             ));
         }
     };
-    let Some(destination) = options.to.or_else(|| options.into.as_ref().map(|_| ours(options)))
-    else {
+    let default = || options.into.as_ref().map(|link| ours(options, link, policy));
+    let Some(destination) = options.to.or_else(default) else {
         return Err(Failure::usage("say --to ADDRESS: where the packet goes"));
     };
     let tunnel =
@@ -82,6 +83,9 @@ fn describe(options: &Explain, policy: &Policy) -> Result<Packet, Failure> {
         tunnel.addresses.iter().find(|it| it.is_ipv4() == destination.is_ipv4()).copied()
     });
     let source = options.from.or(own).unwrap_or_else(|| no_interest(destination));
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(Failure::usage("--from and --to must be of one family, IPv4 or IPv6"));
+    }
     let icmp = matches!(options.proto, 1 | 58);
     Ok(Packet {
         ethertype: if destination.is_ipv4() { 0x0800 } else { 0x86dd },
@@ -93,17 +97,12 @@ fn describe(options: &Explain, policy: &Policy) -> Result<Packet, Failure> {
             .then(|| options.icmp_type.unwrap_or(if options.proto == 1 { 8 } else { 128 })),
         later_fragment: false,
         hop_limit: if matches!(options.icmp_type, Some(133..=137)) { 255 } else { 64 },
-        payload: options.wireguard.map(|kind| vec![kind, 0, 0, 0]).unwrap_or_default(),
+        payload: payload(options),
         mark: options.mark,
         iif: options.into.as_ref().map(view),
         oif,
         to_this_machine: destination.is_loopback(),
-        connection: Some(Connection {
-            state: if options.reply { State::Established } else { State::New },
-            reply: options.reply,
-            dnat: false,
-            original: (destination, options.proto, options.port.unwrap_or(443)),
-        }),
+        connection: Some(connection(options, destination)),
     })
 }
 
@@ -126,6 +125,41 @@ fn no_interest(like: IpAddr) -> IpAddr {
     }
 }
 
-fn ours(options: &Explain) -> IpAddr {
-    no_interest(options.from.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
+/// The tunnel's own address if it comes in there.
+fn ours(options: &Explain, link: &str, policy: &Policy) -> IpAddr {
+    let like = options.from.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let tunnel = policy.tunnel.as_ref().filter(|tunnel| tunnel.interface == link);
+    let own = tunnel.into_iter().flat_map(|tunnel| &tunnel.addresses).copied();
+    own.into_iter().find(|it| it.is_ipv4() == like.is_ipv4()).unwrap_or(no_interest(like))
+}
+
+/// A datagram's content: WireGuard's where that is said, DHCP's where the ports are its.
+fn payload(options: &Explain) -> Vec<u8> {
+    /// BOOTP's fixed part (RFC 2131, 2), then the cookie (3).
+    const COOKIE_AT: usize = 236;
+    if let Some(kind) = options.wireguard {
+        return vec![kind, 0, 0, 0];
+    }
+    match (options.proto, options.sport, options.port) {
+        (17, 68, Some(67)) => {
+            let mut request = vec![0; COOKIE_AT];
+            request[0] = 1;
+            request.extend([0x63, 0x82, 0x53, 0x63]);
+            request
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn connection(options: &Explain, destination: IpAddr) -> Connection {
+    let state = match (options.related, options.reply) {
+        (Some(_), _) => State::Related,
+        (None, true) => State::Established,
+        (None, false) => State::New,
+    };
+    let original = match options.related {
+        Some(server) => (server.ip(), 17, server.port()),
+        None => (destination, options.proto, options.port.unwrap_or(443)),
+    };
+    Connection { state, reply: options.reply, dnat: false, original }
 }

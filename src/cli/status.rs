@@ -24,7 +24,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<u8, Failure> {
 
 fn print(status: &Status) {
     let (style, word, meaning) = match status.state {
-        State::Connected => (Style::Green, "connected", "locked; traffic goes through the tunnel"),
+        State::Connected => (Style::Green, "connected", "locked, and the tunnel's link is up"),
         State::Connecting => (Style::Yellow, "connecting", "locked; nothing leaves in clear"),
         State::Blocked => (Style::Yellow, "blocked", "locked, no tunnel; nothing leaves"),
         State::Open => (Style::Red, "open", open_meaning(status)),
@@ -52,7 +52,11 @@ fn print(status: &Status) {
         harmless(&layers.egress.join(", "))
     };
     say(&format!("egress    {links}"));
-    say(&format!("routes    {}", mark(layers.routes)));
+    let routes = match status.routing_guard {
+        true => mark(layers.routes),
+        false => "none with an external tunnel".to_owned(),
+    };
+    say(&format!("routes    {routes}"));
     say(&format!("daemon    {}", if status.daemon { "running" } else { "not running" }));
     for (chain, reasons) in &status.dropped {
         for (reason, count) in reasons.iter().filter(|(_, count)| count.packets > 0) {

@@ -38,7 +38,10 @@ pub enum Error {
         owner: String,
     },
     /// Other programs changed the ruleset again and again meanwhile.
-    #[error("other programs keep changing the firewall; tried {0} times")]
+    #[error(
+        "other programs keep changing the firewall; tried {0} times\n\
+         help: `nft monitor` shows which"
+    )]
     Busy(u32),
     /// The kernel refused these messages.
     #[error("the kernel refused {}", describe(.0))]
