@@ -171,8 +171,8 @@ impl Build<'_> {
         rules.extend(self.tunnel_links().into_iter().map(|link| {
             rule(link.inward(), Action::Jump("from_tunnel".into()), "the tunnel's link")
         }));
-        rules.extend(self.from_servers(&Action::Accept));
         rules.extend(self.from_lan());
+        rules.extend(self.from_servers(&Action::Accept));
         rules.extend(self.to_inbound());
         if self.internal_is_allowed() {
             rules.push(rule(
