@@ -1,4 +1,4 @@
-//! Policy in, whole ruleset out: design section 3, rule by rule.
+//! Policy in, whole ruleset out: "What may leave" of SECURITY.md, rule by rule.
 //!
 //! `table` has the chains of the `inet` table, `egress` those of the guard, `rules` what both ask,
 //! `sets` the named sets, `words` the small words that rules are made of.
@@ -150,7 +150,7 @@ impl Build<'_> {
         mut rules: Vec<Rule>,
     ) -> Chain {
         // Explicit, besides the policy: a new chain's policy takes effect after its rules, and
-        // until then it accepts (measured: design section 2).
+        // until then it accepts (measured: threat 26).
         rules.push(counted([], Action::Drop, &format!("blocked: {name}")));
         Chain { name: name.into(), base: Some(base(hook, priority, ChainPolicy::Drop)), rules }
     }

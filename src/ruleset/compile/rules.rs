@@ -1,4 +1,5 @@
-//! The rules that both tables ask, in the order of design section 3.
+//! The rules that both tables ask, and what only `input` and `mark_replies` do: from servers, and
+//! neighbours and leases that come in.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
