@@ -73,7 +73,8 @@ pub(super) fn rules(arguments: &Arguments, options: &Rules) -> Result<u8, Failur
         true => Policy::strictest(),
         false => Policy::from_config(&config::load(&arguments.config)?),
     };
-    let egress = (policy.egress_guard && !options.strictest).then(|| live_guard(&policy));
+    let egress = (policy.egress_guard && !options.strictest)
+        .then(|| live_guard(&policy, lock::read().ok().as_ref()));
     let ruleset = Ruleset { inet: ruleset::compile(&policy), egress };
     if arguments.json || options.format == Format::Json {
         json(&ruleset.tables().map(table_json).collect::<Vec<_>>());
@@ -88,9 +89,8 @@ pub(super) fn rules(arguments: &Arguments, options: &Rules) -> Result<u8, Failur
 }
 
 /// The guard in the form that is loaded, or as the newest kernels take it.
-fn live_guard(policy: &Policy) -> Table {
-    let live = lock::read().ok();
-    let per_link = live.as_ref().and_then(|live| {
+fn live_guard(policy: &Policy, live: Option<&lock::Live>) -> Table {
+    let per_link = live.and_then(|live| {
         let table = live.egress.as_ref()?;
         (!table.chains.contains_key("egress")).then(|| netfilter::guarded(policy, &live.links))
     });
@@ -165,7 +165,7 @@ fn planned(policy: &Policy, live: &lock::Live) -> Vec<Change> {
     let mut all = Vec::new();
     let inet = ruleset::compile(policy);
     all.extend(table_changes(live.inet.as_ref(), Some(&inet), Family::Inet));
-    let guard = policy.egress_guard.then(|| live_guard(policy));
+    let guard = policy.egress_guard.then(|| live_guard(policy, Some(live)));
     all.extend(table_changes(live.egress.as_ref(), guard.as_ref(), Family::Netdev));
     let guard = crate::routing::Guard::from_policy(policy);
     let open_before = live.routing.rules().next().is_none();

@@ -25,6 +25,10 @@ pub struct Link {
     pub ethernet: bool,
     /// Administratively up.
     pub up: bool,
+    /// IFLA_GROUP; zero unless somebody set it.
+    pub group: u32,
+    /// Index of the bridge, or other master, that it is a port of.
+    pub master: Option<u32>,
     /// Bytes received since it came to be.
     pub rx_bytes: u64,
     /// Bytes sent since it came to be.
@@ -46,7 +50,7 @@ pub fn links(socket: &Socket) -> io::Result<Vec<Link>> {
     request.extend_from_slice(&RTM_GETLINK.to_ne_bytes());
     request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     request.resize(LENGTH as usize, 0);
-    let mut links: Vec<Link> = socket.dump(&request)?.iter().filter_map(read).collect();
+    let mut links: Vec<Link> = socket.dump_consistent(&request)?.iter().filter_map(read).collect();
     links.sort_by_key(|link| link.index);
     Ok(links)
 }
@@ -54,9 +58,12 @@ pub fn links(socket: &Socket) -> io::Result<Vec<Link>> {
 /// `ifinfomsg`: family, padding, type, index, flags, change; then attributes.
 fn read(message: &Message) -> Option<Link> {
     const IFLA_IFNAME: u16 = 3;
+    const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_KIND: u16 = 1;
     const IFLA_STATS64: u16 = 23;
+    const IFLA_GROUP: u16 = 27;
+    let number = |value: &[u8]| value.try_into().ok().map(u32::from_ne_bytes);
     let header = message.payload.get(..16)?;
     let hardware = u16::from_ne_bytes(header[2..4].try_into().ok()?);
     let flags = u32::from_ne_bytes(header[8..12].try_into().ok()?);
@@ -68,12 +75,16 @@ fn read(message: &Message) -> Option<Link> {
         loopback: index == LOOPBACK_IFINDEX,
         ethernet: hardware == ARPHRD_ETHER,
         up: flags & IFF_UP != 0,
+        group: 0,
+        master: None,
         rx_bytes: 0,
         tx_bytes: 0,
     };
     for (kind, value) in Attributes(&message.payload[16..]) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_MASTER => link.master = number(value),
+            IFLA_GROUP => link.group = number(value).unwrap_or_default(),
             IFLA_LINKINFO => {
                 link.kind =
                     Attributes(value).find(|it| it.0 == IFLA_INFO_KIND).map(|it| text(it.1));

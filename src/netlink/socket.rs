@@ -188,6 +188,23 @@ impl Socket {
         }
     }
 
+    /// As [`Socket::dump`], asking anew as long as something changes meanwhile, within reason.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn dump_consistent(&self, request: &[u8]) -> io::Result<Vec<Message>> {
+        const TRIES: usize = 8;
+        let mut tries = 1;
+        loop {
+            match self.dump(request) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < TRIES => {
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
     fn receive_with(&self, flags: i32) -> io::Result<Vec<Message>> {
         loop {
             let mut peek: Vec<u8> = Vec::new();

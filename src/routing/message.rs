@@ -7,7 +7,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     Nla, Parseable,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -140,18 +140,9 @@ fn emit(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence:
 
 /// Everything of one kind. A dump that was changed under way is asked for again.
 fn dump(socket: &Socket, message: RouteNetlinkMessage) -> std::io::Result<Vec<Message>> {
-    const TRIES: usize = 8;
     let mut request = Vec::new();
     emit(&mut request, message, NLM_F_DUMP, 1);
-    let mut tries = 1;
-    loop {
-        match socket.dump(&request) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted && tries < TRIES => {
-                tries += 1;
-            }
-            result => return result,
-        }
-    }
+    socket.dump_consistent(&request)
 }
 
 /// Our rules: those in our range with `protocol kernel`. What others wrote is not even decoded, so
@@ -194,13 +185,6 @@ pub(super) fn dump_routes(socket: &Socket, family: Family) -> std::io::Result<Ve
             .map(|answer| parse(RouteMessage::parse(answer.payload.as_slice())))
             .collect(),
     }
-}
-
-/// The links of this namespace, as raw messages: one strange attribute must not hide a link.
-pub(super) fn dump_links(socket: &Socket) -> std::io::Result<Vec<Message>> {
-    let mut request = LinkMessage::default();
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    dump(socket, RouteNetlinkMessage::GetLink(request))
 }
 
 fn parse<T>(result: Result<T, netlink_packet_core::DecodeError>) -> std::io::Result<T> {
