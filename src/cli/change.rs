@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
-use crate::config::{self, Config};
+use crate::config;
 use crate::lock::{self, Outcome};
 use crate::policy::Policy;
 
@@ -139,17 +139,14 @@ fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
     }
 }
 
-/// The configuration, or why the strictest policy stands in for it.
-pub(super) fn load_or_strictest(arguments: &Arguments) -> (Option<Config>, Policy, Option<String>) {
+/// The configuration's policy; or the strictest, and why it stands in.
+pub(super) fn load_or_strictest(arguments: &Arguments) -> (Policy, Option<String>) {
     match config::load(&arguments.config) {
-        Ok(config) => {
-            let policy = Policy::from_config(&config);
-            (Some(config), policy, None)
-        }
+        Ok(config) => (Policy::from_config(&config), None),
         Err(error) => {
             let first = error.problems().first().map(|it| it.to_string()).unwrap_or_default();
             let line = first.lines().next().unwrap_or_default().to_owned();
-            (None, Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
+            (Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::lock::{self, State, Status};
 const CANNOT_TELL: u8 = 30;
 
 pub(super) fn status(arguments: &Arguments) -> Result<u8, Failure> {
-    let (_, policy, complaint) = load_or_strictest(arguments);
+    let (policy, complaint) = load_or_strictest(arguments);
     let live =
         lock::read().map_err(|error| Failure { code: CANNOT_TELL, ..Failure::from(error) })?;
     let status = Status::of(&live, &policy, complaint);
