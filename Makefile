@@ -5,7 +5,12 @@ CARGO ?= cargo
 # Tests need a kernel, not speed: `dev` builds in a fraction of the time.
 LAB := --features lab
 
-.PHONY: demo test test-long bench check install deps clean
+# What is installed is one static file: it starts a quarter faster, and it locks while libc is being
+# upgraded. The target is named, since procedural macros cannot be static.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO)
+
+.PHONY: demo test test-long bench check release install deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -23,11 +28,14 @@ test-long: deps
 	$(CARGO) test $(LAB) --test threats_a -- --ignored
 
 bench: deps
-	$(CARGO) bench $(LAB) --bench lock
+	$(STATIC) bench --target $(HOST) $(LAB) --bench lock
 
-# What packaging/README.md lists; build first with `cargo build --release`, not as root.
+release: deps
+	$(STATIC) build --target $(HOST) --release
+
+# What packaging/README.md lists; build first with `make release`, not as root.
 install:
-	install -D -m755 target/release/killswitch $(DESTDIR)/usr/bin/killswitch
+	install -D -m755 target/$(HOST)/release/killswitch $(DESTDIR)/usr/bin/killswitch
 	install -D -m644 nft/lock.nft $(DESTDIR)/usr/share/killswitch/lock.nft
 	install -D -m644 systemd/killswitch-lock.service $(DESTDIR)/usr/lib/systemd/system/killswitch-lock.service
 	install -D -m755 systemd/killswitch-lock-boot $(DESTDIR)/usr/lib/killswitch/lock-boot

@@ -1,5 +1,7 @@
 //! Whether a lock would cut off the SSH session in which it is typed.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -85,28 +87,40 @@ fn current() -> Option<Session> {
         return Some(session);
     }
     let mut process = std::os::unix::process::parent_id();
+    let mut buffer = vec![0; 1 << 20];
     // Deep enough for any shell within sudo within tmux; a cycle is impossible, a limit is cheap.
     for _ in 0..32 {
         if process <= 1 {
             return None;
         }
         let folder = Path::new("/proc").join(process.to_string());
-        let environment = std::fs::read(folder.join("environ")).unwrap_or_default();
-        let found = environment
+        let found = read(&folder.join("environ"), &mut buffer)
             .split(|&byte| byte == 0)
             .filter_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="))
             .find_map(|value| Session::parse(&String::from_utf8_lossy(value)));
         if found.is_some() {
             return found;
         }
-        process = parent_of(&folder)?;
+        process = parent_in(read(&folder.join("stat"), &mut buffer))?;
     }
     None
 }
 
+/// As much of a file of /proc as the buffer holds; nothing, if it cannot be read. Such a file has no
+/// size to go by, and guessing it piece by piece takes longer than the rest of the look-up.
+fn read<'b>(path: &Path, buffer: &'b mut [u8]) -> &'b [u8] {
+    let mut length = 0;
+    if let Ok(mut file) = File::open(path) {
+        while let Ok(more @ 1..) = file.read(&mut buffer[length..]) {
+            length += more;
+        }
+    }
+    &buffer[..length]
+}
+
 /// The fourth field of /proc/PID/stat, after the name in parentheses (proc(5)).
-fn parent_of(folder: &Path) -> Option<u32> {
-    let stat = std::fs::read_to_string(folder.join("stat")).ok()?;
+fn parent_in(stat: &[u8]) -> Option<u32> {
+    let stat = String::from_utf8_lossy(stat);
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
