@@ -1,0 +1,63 @@
+//! How the command line talks to the daemon.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::protocol::{Entry, Reply, Request, SOCKET};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens.
+    #[error("the daemon does not run")]
+    NotRunning,
+    /// It listens, but does not answer in time.
+    #[error("the daemon does not answer")]
+    Silent,
+    /// Everything else.
+    #[error("the control socket {SOCKET}: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent,
+            _ => Error::Io(error),
+        }
+    }
+}
+
+/// Asks, and waits for the answer for as long as `patience`.
+///
+/// # Errors
+/// [`Error`]
+pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Error> {
+    let mut answer = String::new();
+    send(request, Some(patience))?.read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(Error::Silent);
+    }
+    serde_json::from_str(&answer).map_err(|error| Error::Io(error.into()))
+}
+
+/// Every event from now on; ends with the daemon.
+///
+/// # Errors
+/// [`Error`]
+pub fn monitor() -> Result<impl Iterator<Item = io::Result<Entry>>, Error> {
+    let lines = send(&Request::Monitor, None)?.lines();
+    Ok(lines.map(|line| Ok(serde_json::from_str(&line?)?)))
+}
+
+fn send(request: &Request, patience: Option<Duration>) -> Result<BufReader<UnixStream>, Error> {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    stream.set_read_timeout(patience)?;
+    stream.set_write_timeout(patience)?;
+    let mut text = serde_json::to_string(request).map_err(|error| Error::Io(error.into()))?;
+    text.push('\n');
+    stream.write_all(text.as_bytes())?;
+    Ok(BufReader::new(stream))
+}

@@ -1,0 +1,320 @@
+//! What performs effects: three lanes, each one thing at a time.
+//!
+//! The lock and the tunnel have a thread each, since what they do blocks (netlink, WireGuard); the
+//! resolvers are asked over D-Bus, which waits in the loop's own runtime. A thread that waits for
+//! work costs nothing.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::config::Config;
+use crate::dns::{Resolvers, Restarts};
+use crate::engine::{Effect, Reading};
+use crate::lock::{Keeper, Outcome};
+use crate::netlink::{Family, Socket};
+use crate::policy::Policy;
+use crate::routing;
+use crate::wireguard::Device;
+
+/// Where what must outlive a restart of the machine is kept.
+const STATE: &str = "/var/lib/killswitch";
+
+/// How an effect ended.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The lock was read, and mended where it differed.
+    Held(Result<Outcome, String>),
+    /// It was opened; whether there was one.
+    Unlocked(Result<bool, String>),
+    /// A new policy was applied; after an error the old one is still the one that is held.
+    Replaced(Result<Outcome, String>),
+    /// The tunnel's link is there; what this machine cannot give it.
+    LinkReady(Vec<String>),
+    /// The counters.
+    Read(Reading),
+    /// Any other effect.
+    Done(Effect),
+    /// Any other effect.
+    Failed(Effect, String),
+}
+
+/// Hands effects to their lanes.
+pub(super) struct Lanes {
+    lock: mpsc::Sender<LockTask>,
+    tunnel: mpsc::Sender<TunnelTask>,
+    dns: UnboundedSender<DnsTask>,
+}
+
+enum LockTask {
+    Hold,
+    Unlock,
+    Replace(Box<Policy>),
+}
+
+enum TunnelTask {
+    Perform(Effect),
+    Configure(Box<Config>),
+}
+
+enum DnsTask {
+    Set,
+    Restore,
+    Configure(Resolvers),
+}
+
+impl Lanes {
+    /// Starts the lanes. Every effect is answered by one report or, for the counters, two.
+    pub(super) fn start(
+        keeper: Keeper,
+        policy: Policy,
+        config: Option<&Config>,
+    ) -> io::Result<(Self, UnboundedReceiver<Report>)> {
+        let (reports, received) = unbounded_channel();
+        let (lock, tasks) = mpsc::channel();
+        let to = reports.clone();
+        spawn("lock", move || hold_lock(keeper, policy, &tasks, &to))?;
+        let (tunnel, tasks) = mpsc::channel();
+        let (to, device) = (reports.clone(), config.map(Tunnel::new));
+        spawn("tunnel", move || keep_tunnel(device, &tasks, &to))?;
+        let (dns, tasks) = unbounded_channel();
+        tokio::spawn(keep_resolvers(config.map(resolvers), tasks, reports));
+        Ok((Lanes { lock, tunnel, dns }, received))
+    }
+
+    /// What an effect that is not the loop's own needs done.
+    pub(super) fn perform(&self, effect: Effect) {
+        // A lane ends only with the loop.
+        match effect {
+            Effect::HoldLock => drop(self.lock.send(LockTask::Hold)),
+            Effect::Unlock => drop(self.lock.send(LockTask::Unlock)),
+            Effect::SetDns => drop(self.dns.send(DnsTask::Set)),
+            Effect::RestoreDns => drop(self.dns.send(DnsTask::Restore)),
+            other => drop(self.tunnel.send(TunnelTask::Perform(other))),
+        }
+    }
+
+    /// Applies a new policy.
+    pub(super) fn replace(&self, policy: Policy) {
+        let _ = self.lock.send(LockTask::Replace(Box::new(policy)));
+    }
+
+    /// From now on the tunnel and its resolvers are these.
+    pub(super) fn configure(&self, config: &Config) {
+        let _ = self.dns.send(DnsTask::Configure(resolvers(config)));
+        let _ = self.tunnel.send(TunnelTask::Configure(Box::new(config.clone())));
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // Neither recurses: the default of 2 MiB would be address space for nothing.
+    const STACK: usize = 512 << 10;
+    std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work).map(drop)
+}
+
+fn hold_lock(
+    mut keeper: Keeper,
+    mut policy: Policy,
+    tasks: &mpsc::Receiver<LockTask>,
+    reports: &UnboundedSender<Report>,
+) {
+    let mut parked = false;
+    for task in tasks {
+        let report = match task {
+            LockTask::Hold => Report::Held(keeper.hold(&policy).map_err(|it| it.to_string())),
+            LockTask::Unlock => Report::Unlocked(keeper.unlock().map_err(|it| it.to_string())),
+            LockTask::Replace(new) => {
+                let outcome = keeper.hold(&new).map_err(|it| it.to_string());
+                if outcome.is_ok() {
+                    policy = *new;
+                }
+                Report::Replaced(outcome)
+            }
+        };
+        if !parked && matches!(&report, Report::Held(Ok(outcome)) if outcome.owned) {
+            match keeper.park() {
+                Ok(()) => parked = true,
+                Err(error) => tracing::warn!(%error, "systemd does not keep the tables' owner"),
+            }
+        }
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+/// The tunnel's device and where it leads.
+struct Tunnel {
+    device: Device,
+    interface: String,
+    destinations: Vec<IpNet>,
+}
+
+impl Tunnel {
+    /// Every server's destinations: a route that the present one does not serve leads nowhere, where
+    /// one that comes and goes with the server could be missed.
+    fn new(config: &Config) -> Self {
+        let all = config.servers.iter().flat_map(|server| server.allowed_ips.iter().copied());
+        Tunnel {
+            device: Device::new(config),
+            interface: config.tunnel.interface.clone(),
+            destinations: IpNet::aggregate(&all.collect::<Vec<_>>()),
+        }
+    }
+
+    fn perform(&self, effect: Effect, reports: &UnboundedSender<Report>) -> Report {
+        let done = |result: Result<(), String>| match result {
+            Ok(()) => Report::Done(effect.clone()),
+            Err(why) => Report::Failed(effect.clone(), why),
+        };
+        let words = |error: crate::wireguard::Error| error.to_string();
+        match &effect {
+            Effect::EnsureLink => match self.device.ensure_link() {
+                Ok(link) => {
+                    let _ = reports.send(Report::LinkReady(link.degraded));
+                    done(Ok(()))
+                }
+                Err(error) => done(Err(words(error))),
+            },
+            Effect::RemoveLink => done(self.device.remove_link().map_err(words)),
+            Effect::SetPeer(candidate) => done(self.device.set_peer(*candidate).map_err(words)),
+            Effect::Probe => done(self.device.probe().map_err(words)),
+            Effect::EnsureRoutes => done(self.ensure_routes()),
+            Effect::ReadTunnel => match self.device.read() {
+                Ok(Some(reading)) => {
+                    let _ = reports.send(Report::Read(reading));
+                    done(Ok(()))
+                }
+                Ok(None) => done(Err("there is no tunnel to read".into())),
+                Err(error) => done(Err(words(error))),
+            },
+            other => done(Err(format!("not the tunnel's: {other:?}"))),
+        }
+    }
+
+    fn ensure_routes(&self) -> Result<(), String> {
+        let link = nix::net::if_::if_nametoindex(self.interface.as_str())
+            .map_err(|error| format!("{}: {error}", self.interface))?;
+        let socket = Socket::open(Family::Route).map_err(|error| error.to_string())?;
+        self.destinations.iter().try_for_each(|&destination| {
+            match routing::add_tunnel_route(&socket, link, destination) {
+                // Without IPv6 in the kernel there is nothing that could leave over it either.
+                Err(error) if destination.addr().is_ipv6() && error.is_ipv6_missing() => Ok(()),
+                other => other.map_err(|error| error.to_string()),
+            }
+        })
+    }
+}
+
+fn keep_tunnel(
+    mut tunnel: Option<Tunnel>,
+    tasks: &mpsc::Receiver<TunnelTask>,
+    reports: &UnboundedSender<Report>,
+) {
+    for task in tasks {
+        let report = match (task, &tunnel) {
+            (TunnelTask::Configure(config), _) => {
+                tunnel = Some(Tunnel::new(&config));
+                continue;
+            }
+            (TunnelTask::Perform(effect), Some(tunnel)) => tunnel.perform(effect, reports),
+            (TunnelTask::Perform(effect), None) => {
+                Report::Failed(effect, "the configuration has no tunnel".into())
+            }
+        };
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+fn resolvers(config: &Config) -> Resolvers {
+    Resolvers {
+        interface: config.tunnel.interface.clone(),
+        servers: config.tunnel.dns.clone(),
+        search: config.tunnel.dns_search.clone(),
+        state_dir: PathBuf::from(STATE),
+    }
+}
+
+async fn keep_resolvers(
+    mut resolvers: Option<Resolvers>,
+    mut tasks: UnboundedReceiver<DnsTask>,
+    reports: UnboundedSender<Report>,
+) {
+    let mut wanted = false;
+    let mut restarts = None;
+    loop {
+        let task = tokio::select! {
+            task = tasks.recv() => match task {
+                Some(task) => task,
+                None => return,
+            },
+            // A restarted systemd-resolved has forgotten what it was told.
+            () = restarted(&mut restarts), if wanted => {
+                let _ = set(resolvers.as_ref()).await;
+                continue;
+            }
+        };
+        let report = match task {
+            DnsTask::Configure(new) => {
+                if wanted && resolvers.as_ref() != Some(&new) {
+                    let _ = restore(resolvers.as_ref()).await;
+                    let _ = set(Some(&new)).await;
+                }
+                resolvers = Some(new);
+                continue;
+            }
+            DnsTask::Set => {
+                wanted = true;
+                told(Effect::SetDns, set(resolvers.as_ref()).await)
+            }
+            DnsTask::Restore => {
+                wanted = false;
+                told(Effect::RestoreDns, restore(resolvers.as_ref()).await)
+            }
+        };
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+fn told(effect: Effect, result: Result<(), String>) -> Report {
+    match result {
+        Ok(()) => Report::Done(effect),
+        Err(why) => Report::Failed(effect, why),
+    }
+}
+
+async fn set(resolvers: Option<&Resolvers>) -> Result<(), String> {
+    let Some(resolvers) = resolvers.filter(|it| !it.servers.is_empty()) else { return Ok(()) };
+    let index = nix::net::if_::if_nametoindex(resolvers.interface.as_str())
+        .map_err(|error| format!("{}: {error}", resolvers.interface))?;
+    resolvers.set(index).await.map(drop).map_err(|error| error.to_string())
+}
+
+async fn restore(resolvers: Option<&Resolvers>) -> Result<(), String> {
+    let Some(resolvers) = resolvers else { return Ok(()) };
+    resolvers.restore().await.map(drop).map_err(|error| error.to_string())
+}
+
+/// The next restart of systemd-resolved; without a bus there is none to wait for.
+async fn restarted(listener: &mut Option<Restarts>) {
+    /// A bus may come later. Rarely: this wakes an idle daemon.
+    const AGAIN: Duration = Duration::from_secs(600);
+    if listener.is_none() {
+        *listener = Restarts::listen().await.ok();
+    }
+    match listener {
+        Some(restarts) if restarts.next().await.is_some() => {}
+        _ => {
+            *listener = None;
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}

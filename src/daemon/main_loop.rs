@@ -1,0 +1,691 @@
+//! The loop itself.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::control::{self, Announcer, Call};
+use super::lanes::{Lanes, Report};
+use super::protocol::{self, Reply, Request};
+use super::{Error, Plan, system};
+use crate::config::{self, Config};
+use crate::engine::{Command, Effect, Engine, Event, Layer, Reading, State, Time};
+use crate::lock::{self, Keeper, Outcome};
+use crate::policy::Policy;
+use crate::watch::{Change, Culprit, Observer, Sleep, Watch};
+use crate::wireguard::{Device, TrafficAlarm};
+
+/// A lane that works on one thing for longer is not healthy: the watchdog is not fed.
+const LONGEST_EFFECT: Duration = Duration::from_secs(60);
+/// For what must end before the daemon does.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// Before a failed socket is opened anew.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Runs until a signal ends it.
+pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
+    let mut daemon = Daemon::start(path, plan).await?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Runtime)?;
+    let mut end = Ends::new().map_err(Error::Runtime)?;
+    loop {
+        tokio::select! {
+            biased;
+            () = end.asked() => break,
+            Some(report) = daemon.reports.recv() => daemon.reported(report),
+            change = daemon.watch.next() => daemon.changed(change).await,
+            Some(call) = daemon.calls.recv() => daemon.called(call),
+            Some(()) = hang_up.recv() => daemon.reload(None),
+            sent = sent(&daemon.alarm) => daemon.alarmed(sent),
+            woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
+            () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
+            () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+        }
+    }
+    daemon.stop().await;
+    Ok(())
+}
+
+struct Daemon {
+    path: PathBuf,
+    /// `None`: it cannot be used.
+    config: Option<Config>,
+    policy: Policy,
+    complaint: Option<String>,
+    engine: Engine,
+    lanes: Lanes,
+    reports: UnboundedReceiver<Report>,
+    watch: Watch,
+    observer: Observer,
+    sleep: Option<Sleep>,
+    alarm: Option<TrafficAlarm>,
+    announcer: Announcer,
+    calls: mpsc::Receiver<Call>,
+    /// Answers that wait for the lock's lane.
+    waiting: Vec<(Awaited, oneshot::Sender<Reply>)>,
+    /// A new configuration, whose policy the lock's lane is applying.
+    coming: Option<(Config, Option<oneshot::Sender<Reply>>)>,
+    /// Since when effects have been with their lanes.
+    under_way: Vec<Time>,
+    ready: bool,
+    /// What the lock's lane said last.
+    lock_degraded: Vec<String>,
+    link_degraded: Vec<String>,
+    control_degraded: Option<String>,
+    failing: BTreeSet<String>,
+    /// Changes by others that are not yet undone.
+    disturbed: bool,
+    repairs: u64,
+    next_sign_of_life: Option<Time>,
+    told: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Held,
+    Unlocked,
+}
+
+impl Daemon {
+    async fn start(path: &Path, plan: Plan) -> Result<Self, Error> {
+        let Plan { config, policy, settings, complaint } = plan;
+        // Before anything is read, so that no change is missed.
+        let mut watch = Watch::open().map_err(Error::Kernel)?;
+        let mut observer = Observer::open().map_err(Error::Kernel)?;
+        let parked = lock::parked().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what systemd kept for us cannot be used");
+            Vec::new()
+        });
+        let mut keeper = Keeper::adopt(parked).map_err(Error::Kernel)?;
+        match keeper.ports() {
+            Ok(ports) => ports.into_iter().for_each(|(family, port)| watch.disregard(family, port)),
+            Err(error) => tracing::warn!(%error, "our own changes cannot be told from others'"),
+        }
+        let (lanes, reports) =
+            Lanes::start(keeper, policy.clone(), config.as_ref()).map_err(Error::Thread)?;
+        let announcer = Announcer::new();
+        let (call, calls) = mpsc::channel(1);
+        let control_degraded = control::listen(announcer.clone(), call).err().map(|error| {
+            tracing::error!(%error, "no control socket: connect, disconnect and the like cannot be asked for");
+            format!("control socket: {error}")
+        });
+        let sleep = Sleep::open()
+            .inspect_err(|error| tracing::warn!(%error, "waking up goes unnoticed"))
+            .ok();
+        let network = observer.observe(policy.tunnel.as_ref()).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "links and routes cannot be read yet");
+            crate::watch::Observed { network: Default::default(), links_changed: true }
+        });
+        let tunnel = config.as_ref().and_then(tunnel_as_found);
+        let mut daemon = Daemon {
+            path: path.to_owned(),
+            config,
+            policy,
+            complaint,
+            engine: Engine::new(settings, seed()),
+            lanes,
+            reports,
+            watch,
+            observer,
+            sleep,
+            alarm: None,
+            announcer,
+            calls,
+            waiting: Vec::new(),
+            coming: None,
+            under_way: Vec::new(),
+            ready: false,
+            lock_degraded: Vec::new(),
+            link_degraded: Vec::new(),
+            control_degraded,
+            failing: BTreeSet::new(),
+            disturbed: false,
+            repairs: 0,
+            next_sign_of_life: None,
+            told: String::new(),
+        };
+        daemon.feed_watchdog();
+        daemon.decide(Event::Started { network: network.network, tunnel });
+        Ok(daemon)
+    }
+
+    /// Asks the engine, and sees to it that what it says is done.
+    fn decide(&mut self, event: Event) {
+        for effect in self.engine.handle(event, now()) {
+            match effect {
+                Effect::Announce(state) => self.announce(state),
+                Effect::WatchTraffic => self.watch_traffic(),
+                other => {
+                    self.under_way.push(now());
+                    self.lanes.perform(other);
+                }
+            }
+        }
+        self.tell_systemd();
+    }
+
+    fn reported(&mut self, report: Report) {
+        match report {
+            Report::LinkReady(degraded) => self.link_degraded = degraded,
+            Report::Read(reading) => self.decide(Event::Tunnel(reading)),
+            Report::Held(result) => {
+                self.ended();
+                self.held(result);
+            }
+            Report::Unlocked(result) => {
+                self.ended();
+                self.unlocked(result);
+            }
+            Report::Replaced(result) => {
+                self.ended();
+                self.replaced(result);
+            }
+            Report::Done(effect) => {
+                self.ended();
+                self.failing.remove(&name(&effect));
+                self.decide(Event::Done(effect));
+            }
+            Report::Failed(effect, why) => {
+                self.ended();
+                self.failed(&effect, &why);
+                self.decide(Event::Failed(effect, why));
+            }
+        }
+    }
+
+    /// Each lane is in order, and which of them ended does not matter to the watchdog.
+    fn ended(&mut self) {
+        if !self.under_way.is_empty() {
+            self.under_way.remove(0);
+        }
+    }
+
+    fn held(&mut self, result: Result<Outcome, String>) {
+        let effect = Effect::HoldLock;
+        let reply = match &result {
+            Ok(outcome) => {
+                if outcome.changed && std::mem::take(&mut self.disturbed) {
+                    self.repairs += 1;
+                    tracing::warn!(REPAIRS = self.repairs, "the lock was changed by others: mended");
+                    self.tell(protocol::Event::Repaired { repairs: self.repairs });
+                }
+                self.lock_degraded = outcome.degraded.clone();
+                Reply::Done { changed: outcome.changed, degraded: outcome.degraded.clone() }
+            }
+            Err(why) => control::refused(why.clone()),
+        };
+        self.answer(Awaited::Held, &reply);
+        match result {
+            Ok(_) => {
+                self.failing.remove(&name(&effect));
+                self.decide(Event::Done(effect));
+                if !std::mem::replace(&mut self.ready, true) {
+                    system::ready();
+                }
+            }
+            Err(why) => {
+                self.failed(&effect, &why);
+                self.decide(Event::Failed(effect, why));
+            }
+        }
+    }
+
+    fn unlocked(&mut self, result: Result<bool, String>) {
+        let effect = Effect::Unlock;
+        match result {
+            Ok(changed) => {
+                tracing::warn!("unlocked by an administrator: everything may leave in clear");
+                self.lock_degraded.clear();
+                self.answer(Awaited::Unlocked, &Reply::Done { changed, degraded: Vec::new() });
+                self.decide(Event::Done(effect));
+            }
+            Err(why) => {
+                self.answer(Awaited::Unlocked, &control::refused(why.clone()));
+                self.failed(&effect, &why);
+                self.decide(Event::Failed(effect, why));
+            }
+        }
+    }
+
+    fn replaced(&mut self, result: Result<Outcome, String>) {
+        let Some((config, answer)) = self.coming.take() else { return };
+        let reply = match result {
+            Ok(outcome) => {
+                let plan = Plan::of(config);
+                self.policy = plan.policy;
+                self.complaint = None;
+                self.lock_degraded = outcome.degraded.clone();
+                if let Some(config) = &plan.config {
+                    self.lanes.configure(config);
+                }
+                self.config = plan.config;
+                self.decide(Event::Configured(plan.settings));
+                // `reload` locks an open machine.
+                self.decide(Event::Command(Command::Lock));
+                tracing::info!("reloaded");
+                self.tell(protocol::Event::Reloaded);
+                Reply::Done { changed: outcome.changed, degraded: outcome.degraded }
+            }
+            Err(why) => {
+                tracing::error!("not reloaded, the old lock stays: {why}");
+                control::refused(format!("{why}\nthe lock is as it was"))
+            }
+        };
+        if let Some(answer) = answer {
+            let _ = answer.send(reply);
+        }
+        if self.ready {
+            system::ready();
+        }
+    }
+
+    fn reload(&mut self, answer: Option<oneshot::Sender<Reply>>) {
+        let refuse = |words: String, code, answer: Option<oneshot::Sender<Reply>>| {
+            tracing::error!("not reloaded, the old lock stays: {words}");
+            if let Some(answer) = answer {
+                let _ = answer.send(Reply::Refused { error: words, code });
+            }
+        };
+        if self.coming.is_some() {
+            return refuse("another reload is under way".into(), 1, answer);
+        }
+        match config::load(&self.path) {
+            Ok(config) => {
+                if self.ready {
+                    system::reloading();
+                }
+                self.under_way.push(now());
+                self.lanes.replace(Policy::from_config(&config));
+                self.coming = Some((config, answer));
+            }
+            Err(error) => {
+                /// As the command line's: bad configuration.
+                const BAD_CONFIGURATION: u8 = 78;
+                refuse(format!("{error}\nthe lock is as it was"), BAD_CONFIGURATION, answer);
+            }
+        }
+    }
+
+    async fn changed(&mut self, change: std::io::Result<Change>) {
+        let change = match change {
+            Ok(change) => change,
+            Err(error) => return self.watch_anew(&error).await,
+        };
+        if let Some(culprit) = &change.tables {
+            self.tampered("tables", Some(culprit));
+            self.decide(Event::Disturbed(Layer::Tables));
+        }
+        if change.rules {
+            self.tampered("routing", None);
+            self.decide(Event::Disturbed(Layer::Routing));
+        }
+        if change.network || change.lost {
+            self.look_around().await;
+        }
+    }
+
+    async fn look_around(&mut self) {
+        match self.observer.observe(self.policy.tunnel.as_ref()).await {
+            Ok(observed) => {
+                if observed.links_changed {
+                    self.decide(Event::LinkAppeared);
+                }
+                self.decide(Event::Network(observed.network));
+            }
+            // Too much changed meanwhile: there is another event to come.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::warn!(%error, "links and routes cannot be read");
+                match Observer::open() {
+                    Ok(observer) => self.observer = observer,
+                    Err(error) => tracing::error!(%error, "no socket to read them by"),
+                }
+            }
+        }
+    }
+
+    /// A socket that failed is opened anew; meanwhile anything may have happened.
+    async fn watch_anew(&mut self, error: &std::io::Error) {
+        tracing::error!(%error, "the kernel's events cannot be read; listening anew");
+        sleep(PAUSE).await;
+        if let Ok(watch) = Watch::open() {
+            self.watch = watch;
+        }
+        self.decide(Event::Disturbed(Layer::Tables));
+        self.decide(Event::Disturbed(Layer::Routing));
+        self.look_around().await;
+    }
+
+    fn tampered(&mut self, layer: &str, culprit: Option<&Culprit>) {
+        if *self.engine.state() == State::Open {
+            return;
+        }
+        self.disturbed = true;
+        let (pid, process) = match culprit {
+            Some(Culprit::Process { pid, name }) => (Some(*pid), Some(name.clone())),
+            _ => (None, None),
+        };
+        let by = culprit.map(|it| format!(" by {it}")).unwrap_or_default();
+        tracing::warn!(LAYER = layer, PID = pid, PROCESS = process, "{layer} changed{by}: mending");
+        self.tell(protocol::Event::Tampered { layer: layer.into(), pid, process });
+    }
+
+    fn woke(&mut self, woke: std::io::Result<()>) {
+        match woke {
+            Ok(()) => {
+                tracing::info!("woke from sleep");
+                self.decide(Event::Resumed);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "waking up goes unnoticed from now on");
+                self.sleep = None;
+            }
+        }
+    }
+
+    fn watch_traffic(&mut self) {
+        let index = self.policy.tunnel.as_ref().and_then(|tunnel| {
+            nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok()
+        });
+        match index.map(TrafficAlarm::set) {
+            Some(Ok(alarm)) => {
+                self.alarm = Some(alarm);
+                self.decide(Event::Done(Effect::WatchTraffic));
+            }
+            Some(Err(error)) => {
+                self.failed(&Effect::WatchTraffic, &error.to_string());
+                self.decide(Event::Failed(Effect::WatchTraffic, error.to_string()));
+            }
+            None => self.decide(Event::Failed(Effect::WatchTraffic, "no tunnel link".into())),
+        }
+    }
+
+    fn alarmed(&mut self, sent: std::io::Result<()>) {
+        self.alarm = None;
+        match sent {
+            Ok(()) => self.decide(Event::Sent),
+            Err(error) => {
+                self.decide(Event::Failed(Effect::WatchTraffic, error.to_string()));
+            }
+        }
+    }
+
+    fn called(&mut self, call: Call) {
+        let Call { request, answer } = call;
+        let done = Reply::Done { changed: true, degraded: Vec::new() };
+        let reply = match request {
+            Request::Connect { server } => match self.connect(server) {
+                Ok(()) => done,
+                Err(refusal) => control::refused(refusal),
+            },
+            Request::Disconnect => self.command(Command::Disconnect),
+            Request::Reconnect => self.command(Command::Reconnect),
+            Request::Lock => {
+                self.waiting.push((Awaited::Held, answer));
+                self.decide(Event::Command(Command::Lock));
+                // Also where the engine sees no need: the caller wants it verified.
+                self.decide(Event::Disturbed(Layer::Tables));
+                return;
+            }
+            Request::Unlock => {
+                self.waiting.push((Awaited::Unlocked, answer));
+                return self.decide(Event::Command(Command::Unlock));
+            }
+            Request::Reload { config } if config != self.path => control::refused(format!(
+                "the daemon runs with {}, not with {}",
+                self.path.display(),
+                config.display()
+            )),
+            Request::Reload { .. } => return self.reload(Some(answer)),
+            Request::Status => Reply::Status(self.report()),
+            // The control socket's own.
+            Request::Monitor => return,
+        };
+        let _ = answer.send(reply);
+    }
+
+    fn command(&mut self, command: Command) -> Reply {
+        if let Err(refusal) = self.may_connect() {
+            return control::refused(refusal);
+        }
+        self.decide(Event::Command(command));
+        Reply::Done { changed: true, degraded: Vec::new() }
+    }
+
+    fn may_connect(&self) -> Result<&Config, String> {
+        let config = self.config.as_ref().ok_or("the configuration cannot be used")?;
+        match config.tunnel.kind {
+            config::TunnelKind::Wireguard => Ok(config),
+            config::TunnelKind::External => {
+                Err("tunnel.kind is \"external\": something else brings the tunnel up".into())
+            }
+        }
+    }
+
+    fn connect(&mut self, server: Option<String>) -> Result<(), String> {
+        let config = self.may_connect()?;
+        let position = match &server {
+            None => None,
+            Some(name) => {
+                let known = config.servers.iter().map(|it| it.name.as_str());
+                let position = known.clone().position(|it| it == name);
+                Some(position.ok_or_else(|| {
+                    format!(
+                        "there is no server {name:?}; the configuration has: {}",
+                        known.collect::<Vec<_>>().join(", ")
+                    )
+                })?)
+            }
+        };
+        self.decide(Event::Command(Command::Connect(position)));
+        Ok(())
+    }
+
+    fn answer(&mut self, awaited: Awaited, reply: &Reply) {
+        let (now, later) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(what, _)| *what == awaited);
+        self.waiting = later;
+        for (_, answer) in now {
+            let _ = answer.send(reply.clone());
+        }
+    }
+
+    fn failed(&mut self, effect: &Effect, why: &str) {
+        let what = name(effect);
+        tracing::warn!(EFFECT = what, "{what} failed, to be tried again: {why}");
+        if self.failing.insert(what.clone()) {
+            self.tell(protocol::Event::Failed { what, why: why.into() });
+        }
+    }
+
+    fn announce(&mut self, state: State) {
+        let report = self.report();
+        let words = self.words();
+        tracing::info!(STATE = report.state, SERVER = report.server, "{words}");
+        let _ = state;
+        self.tell(protocol::Event::State(report));
+    }
+
+    fn tell(&self, event: protocol::Event) {
+        self.announcer.tell(event);
+    }
+
+    fn report(&self) -> protocol::Report {
+        let (state, candidate) = match *self.engine.state() {
+            State::Open => ("open", None),
+            State::Disconnected => ("disconnected", None),
+            State::Waiting => ("waiting", None),
+            State::Connecting(candidate) => ("connecting", Some(candidate)),
+            State::Connected(candidate) => ("connected", Some(candidate)),
+            State::External { up: true } => ("connected", None),
+            State::External { up: false } => ("disconnected", None),
+        };
+        let server = candidate.and_then(|it| Some(self.config.as_ref()?.servers.get(it.server)?.name.clone()));
+        protocol::Report {
+            state: state.into(),
+            server,
+            endpoint: candidate.map(|it| it.endpoint.to_string()),
+            degraded: self.degraded(),
+            repairs: self.repairs,
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.complaint.iter().cloned().collect();
+        all.extend(self.lock_degraded.iter().cloned());
+        all.extend(self.link_degraded.iter().cloned());
+        all.extend(self.control_degraded.iter().cloned());
+        all.extend(self.engine.degraded());
+        all
+    }
+
+    /// One line for `systemctl status` and the journal.
+    fn words(&self) -> String {
+        let report = self.report();
+        let through = match (&report.server, &report.endpoint) {
+            (Some(server), Some(endpoint)) => format!(" {server} ({endpoint})"),
+            _ => String::new(),
+        };
+        let mut words = match report.state.as_str() {
+            "open" => "OPEN: an administrator unlocked".to_owned(),
+            "connected" => format!("locked, connected{through}"),
+            "connecting" => format!("locked, connecting to{through}"),
+            "waiting" => "locked, waiting for a network".to_owned(),
+            _ => "locked, not connected".to_owned(),
+        };
+        if let [first, rest @ ..] = report.degraded.as_slice() {
+            words.push_str(&format!("; degraded: {first}"));
+            if !rest.is_empty() {
+                words.push_str(&format!(" and {} more", rest.len()));
+            }
+        }
+        words
+    }
+
+    fn tell_systemd(&mut self) {
+        let words = self.words();
+        if words != self.told {
+            system::status(&words);
+            self.told = words;
+        }
+    }
+
+    /// Only a loop that turns and lanes that get done feed it.
+    fn feed_watchdog(&mut self) {
+        let Some(every) = system::watchdog() else { return };
+        let stuck = self.under_way.first().is_some_and(|&since| now() - since > LONGEST_EFFECT);
+        if stuck {
+            tracing::error!("an effect does not end: systemd will restart the daemon");
+        } else {
+            system::alive();
+        }
+        self.next_sign_of_life = Some(now() + every);
+    }
+
+    /// The lock stays; the tunnel as configured.
+    async fn stop(mut self) {
+        system::stopping();
+        let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
+        if keep || matches!(self.engine.state(), State::External { .. }) {
+            tracing::info!("stopping; the lock and the tunnel stay");
+            return;
+        }
+        tracing::info!("stopping; the lock stays");
+        self.decide(Event::Command(Command::Disconnect));
+        let end = Instant::now() + LAST_PATIENCE;
+        while !self.under_way.is_empty() {
+            tokio::select! {
+                Some(report) = self.reports.recv() => self.reported(report),
+                () = sleep_until(end) => {
+                    tracing::warn!("stopping before the tunnel is down");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> std::io::Result<Self> {
+        Ok(Ends {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A tunnel that works may have been left by a daemon that was killed.
+fn tunnel_as_found(config: &Config) -> Option<Reading> {
+    if config.tunnel.kind != config::TunnelKind::Wireguard {
+        return None;
+    }
+    Device::new(config).read().ok().flatten()
+}
+
+/// In the engine's time. CLOCK_BOOTTIME always exists.
+fn now() -> Time {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// For jitter: daemons that lost the same server shall not return all at once.
+fn seed() -> u64 {
+    now().as_nanos() as u64 ^ u64::from(std::process::id()) << 32
+}
+
+fn name(effect: &Effect) -> String {
+    match effect {
+        Effect::HoldLock => "holding the lock",
+        Effect::Unlock => "unlocking",
+        Effect::EnsureLink => "making the tunnel's link",
+        Effect::RemoveLink => "removing the tunnel's link",
+        Effect::SetPeer(_) => "setting the server",
+        Effect::EnsureRoutes => "routing into the tunnel",
+        Effect::SetDns => "setting the resolvers",
+        Effect::RestoreDns => "restoring the resolvers",
+        Effect::Probe => "probing the server",
+        Effect::ReadTunnel => "reading the tunnel",
+        Effect::WatchTraffic => "watching the traffic",
+        Effect::Announce(_) => "announcing",
+    }
+    .into()
+}
+
+async fn until(deadline: Option<Time>) {
+    match deadline {
+        Some(deadline) => sleep(deadline.saturating_sub(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sent(alarm: &Option<TrafficAlarm>) -> std::io::Result<()> {
+    match alarm {
+        Some(alarm) => alarm.sent().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn resumed(sleep: &mut Option<Sleep>) -> std::io::Result<()> {
+    match sleep {
+        Some(sleep) => sleep.resumed().await,
+        None => std::future::pending().await,
+    }
+}
