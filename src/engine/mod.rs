@@ -1,13 +1,25 @@
 //! The daemon's decisions: an event and the time go in, effects come out.
 //!
 //! Pure: no I/O, no clock, no async. [`Engine::handle`] is the only way in; whoever runs it performs
-//! the effects in their order and tells each one's end by [`Event::Done`] or [`Event::Failed`].
+//! the effects in their order, one at a time, and tells each one's end by [`Event::Done`] or
+//! [`Event::Failed`]; a failure does not cancel the effects after it. It calls with [`Event::Tick`]
+//! when [`Engine::deadline`] has come.
 //!
 //! Nothing here can open the lock but [`Effect::Unlock`], which only [`Command::Unlock`] yields.
 //! Every other effect acts on the tunnel, or holds the lock as the configuration says.
 
+mod backoff;
+mod candidates;
+mod liveness;
+mod machine;
+mod pending;
+mod trouble;
+mod tunnel;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+pub use machine::Engine;
 
 /// Time since the machine started, sleep included (CLOCK_BOOTTIME): no clock change moves it.
 pub type Time = Duration;
@@ -119,14 +131,13 @@ pub enum Layer {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The first event: what was found in the kernel, e.g. of a daemon that was killed.
+    /// The first event: what was found in the kernel, e.g. of a daemon that was killed. The lock is
+    /// held from here on: only a running daemon can be told to open it.
     Started {
         /// Links and routes.
         network: Network,
         /// The tunnel's state, if there is a tunnel of ours.
         tunnel: Option<Reading>,
-        /// Whether the lock is on. It is, unless an administrator opened it.
-        locked: bool,
     },
     /// Links, addresses or routes changed: this is how they are now.
     Network(Network),
@@ -164,7 +175,8 @@ pub enum Effect {
     EnsureLink,
     /// Remove the tunnel's link.
     RemoveLink,
-    /// Make this the one peer, with a new session. The link stays.
+    /// Make this the one peer, with a new session: it has no handshake yet, even if it was the peer
+    /// before. The link stays.
     SetPeer(Candidate),
     /// Route everything into the tunnel's link, in our own table.
     EnsureRoutes,
@@ -172,9 +184,10 @@ pub enum Effect {
     SetDns,
     /// Give the resolvers back as they were.
     RestoreDns,
-    /// Send a small packet through the tunnel that a living server answers. Done when sent.
+    /// Send a small packet (at most 96 bytes before encryption) through the tunnel that a living
+    /// server answers. Done when sent.
     Probe,
-    /// Read the peer's counters: [`Event::Tunnel`] follows.
+    /// Read the peer's counters: [`Event::Tunnel`] follows, then [`Event::Done`].
     ReadTunnel,
     /// Tell once, by [`Event::Sent`], when something is sent into the tunnel.
     WatchTraffic,
@@ -183,16 +196,21 @@ pub enum Effect {
 }
 
 /// The daemon's state, for people and scripts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
-    /// An administrator opened the lock.
+    /// An administrator opened the lock, and it has not been seen closed since.
     Open,
     /// Locked; no tunnel is wanted.
     Disconnected,
-    /// Locked; a tunnel is wanted, but there is no network to build it over.
+    /// Locked; a tunnel is wanted, but no server can be reached over the networks that are there.
     Waiting,
     /// Locked; a handshake is under way.
     Connecting(Candidate),
     /// Locked; the tunnel works.
     Connected(Candidate),
+    /// Locked; something else brings the tunnel up.
+    External {
+        /// Whether its link is up.
+        up: bool,
+    },
 }
