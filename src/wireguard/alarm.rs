@@ -31,8 +31,11 @@ impl TrafficAlarm {
         Self::watch(link, socket)
     }
 
+    // Deprecated for descriptors that may change under it; a Socket keeps the one that it owns. The
+    // successor is unsafe to call.
+    #[allow(deprecated)]
     fn watch(link: u32, socket: Socket) -> io::Result<Self> {
-        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE)?;
+        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
         Ok(TrafficAlarm { link, socket: Some(socket) })
     }
 
