@@ -1,17 +1,18 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{LinkAddr, bind, recvfrom};
+use nix::sys::socket::{LinkAddr, recvfrom};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Tells once when somebody sends into the tunnel.
 ///
-/// A packet socket on the tunnel's link, asleep until then. WireGuard's own messages are made below
-/// the link and do not pass there, so an idle tunnel wakes nobody. To be had only while idle: while
-/// it exists, each packet on the link costs the kernel a look.
+/// A packet socket that lets through nothing but what goes out by the tunnel's link, asleep until
+/// then. WireGuard's own messages are made below the link and do not pass there, so an idle tunnel
+/// wakes nobody. To be had only while idle: while it exists, the kernel runs a filter of six
+/// instructions for each packet of every link. (Safe code cannot bind it to a link that has no
+/// hardware address: getifaddrs(3) gives none.)
 pub struct TrafficAlarm {
     link: u32,
     // `None` only while it is being dropped.
@@ -19,16 +20,13 @@ pub struct TrafficAlarm {
 }
 
 impl TrafficAlarm {
-    /// Sets the alarm on the link of this index, in the caller's network namespace. What was sent
-    /// before it returned may go unseen: read the counters afterwards.
+    /// Sets the alarm on the link of this index, in the caller's network namespace; within a tokio
+    /// runtime. What was sent before it returned goes unseen: read the counters afterwards.
     ///
     /// # Errors
-    /// EPERM without CAP_NET_RAW; ENODEV if there is no such link.
-    pub async fn set(link: u32) -> io::Result<Self> {
-        // Binding waits for an RCU grace period, some milliseconds, as closing does.
-        let opened = tokio::task::spawn_blocking(move || open(link)).await;
-        let socket = opened.map_err(io::Error::other)??;
-        Self::watch(link, socket)
+    /// EPERM without CAP_NET_RAW.
+    pub fn set(link: u32) -> io::Result<Self> {
+        Self::watch(link, open(link)?)
     }
 
     // Deprecated for descriptors that may change under it; a Socket keeps the one that it owns. The
@@ -39,10 +37,11 @@ impl TrafficAlarm {
         Ok(TrafficAlarm { link, socket: Some(socket) })
     }
 
-    /// Waits for the next packet into the tunnel. Cancel safe. The alarm is to be dropped then.
+    /// Waits for the next packet into the tunnel: for ever, if the link goes. Cancel safe. Drop the
+    /// alarm then.
     ///
     /// # Errors
-    /// ENETDOWN if the link goes down or away.
+    /// Those of `recvfrom(2)`.
     pub async fn sent(&self) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         let socket = self.socket.as_ref().ok_or_else(gone)?;
@@ -54,8 +53,8 @@ impl TrafficAlarm {
             .await
     }
 
-    /// Takes one packet; whether it went into the tunnel. Those from before the filter and the link
-    /// were set may be any.
+    /// Takes one packet; whether it went into the tunnel. Those from before the filter was set may
+    /// be any.
     fn receive(&self, socket: &Socket) -> io::Result<bool> {
         let from = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut [0])?.1;
         Ok(from.is_some_and(|it| it.pkttype() == OUTGOING && it.ifindex() == self.link as usize))
@@ -65,6 +64,7 @@ impl TrafficAlarm {
 impl Drop for TrafficAlarm {
     fn drop(&mut self) {
         let Some(socket) = self.socket.take().map(AsyncFd::into_inner) else { return };
+        // Closing waits for an RCU grace period, some milliseconds.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(socket));
         }
@@ -96,21 +96,10 @@ fn filter(link: u32) -> [SockFilter; 6] {
 fn open(link: u32) -> io::Result<Socket> {
     /// In network byte order, as packet(7) wants it.
     const ETH_P_ALL: i32 = (0x0003_u16).to_be() as i32;
-    let address = address(link)?;
     let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL)))?;
     socket.attach_filter(&filter(link))?;
     socket.set_nonblocking(true)?;
     // The kernel's least; one packet always fits.
     socket.set_recv_buffer_size(0)?;
-    // The address has protocol 0, which keeps the socket's own (net/packet/af_packet.c).
-    bind(socket.as_raw_fd(), &address)?;
     Ok(socket)
-}
-
-/// getifaddrs(3) is where safe code gets a link-layer address from.
-fn address(link: u32) -> io::Result<LinkAddr> {
-    getifaddrs()?
-        .filter_map(|entry| entry.address?.as_link_addr().copied())
-        .find(|address| address.ifindex() == link as usize)
-        .ok_or_else(|| nix::errno::Errno::ENODEV.into())
 }

@@ -33,8 +33,7 @@ fn main() -> std::process::ExitCode {
             a_living_server_answers_a_probe,
             a_dead_server_answers_no_probe,
             the_lock_lets_a_probe_through,
-            the_alarm_tells_of_traffic_once_and_not_of_keepalives,
-            the_alarm_ends_with_its_link;
+            the_alarm_tells_of_traffic_once_and_not_of_keepalives;
         foreign:
             a_foreign_link_is_put_aside,
             a_foreign_tun_link_is_put_aside,

@@ -89,7 +89,6 @@ fn probe_is_answered(tunnel: &Tunnel) -> Result<()> {
 }
 
 pub fn a_living_server_answers_a_probe() -> Outcome {
-    let mut seen = Vec::new();
     for (version, dns) in [(4, None), (6, None), (4, Some(TUNNEL_GATEWAY_V4.into()))] {
         let tunnel = Tunnel::with(|config| {
             config.tunnel.addresses.retain(|net| net.addr().is_ipv4() == (version == 4));
@@ -103,9 +102,7 @@ pub fn a_living_server_answers_a_probe() -> Outcome {
         probe_is_answered(&tunnel)?;
         std::thread::sleep(Duration::from_millis(1500));
         probe_is_answered(&tunnel)?;
-        seen.push((version, tunnel.lab.echo.heard().len()));
     }
-    println!("{seen:?}");
     Ok(())
 }
 
@@ -166,7 +163,7 @@ pub fn the_alarm_tells_of_traffic_once_and_not_of_keepalives() -> Outcome {
     let before = tunnel.read()?;
     let other = || tunnel.lab.client.command("ping", &["-c1", "-W5", "192.168.1.1"]);
     in_client(&tunnel, async {
-        let alarm = TrafficAlarm::set(link).await?;
+        let alarm = TrafficAlarm::set(link)?;
         let silent = tokio::time::timeout(Duration::from_secs(4), alarm.sent()).await;
         if silent.is_ok() {
             return Err(std::io::Error::other("it went off by itself"));
@@ -187,20 +184,5 @@ pub fn the_alarm_tells_of_traffic_once_and_not_of_keepalives() -> Outcome {
     // Gone with the alarm.
     let sockets = tunnel.lab.client.command("cat", &["/proc/net/packet"])?;
     assert_eq!(sockets.lines().count(), 1, "{sockets}");
-    Ok(())
-}
-
-pub fn the_alarm_ends_with_its_link() -> Outcome {
-    let tunnel = Tunnel::connected()?;
-    let link = tunnel.ask(Device::link)?.1.ok_or("no link")?;
-    let outcome = in_client(&tunnel, async {
-        let alarm = TrafficAlarm::set(link).await?;
-        let deleted = tunnel.lab.client.ip(&format!("link delete {TUNNEL_LINK}"));
-        deleted.map_err(std::io::Error::other)?;
-        tokio::time::timeout(Duration::from_secs(20), alarm.sent()).await?
-    });
-    assert!(outcome.is_err());
-    let absent = in_client(&tunnel, async { TrafficAlarm::set(link).await.map(drop) });
-    assert!(absent.is_err());
     Ok(())
 }

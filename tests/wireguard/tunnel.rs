@@ -114,13 +114,15 @@ impl Tunnel {
         self.lab.client.command("ip", &["-oneline", "address", "show", "dev", link])
     }
 
-    /// The process of the userspace WireGuard.
+    /// The process of the userspace WireGuard, once it is the only one: one that was killed takes
+    /// its time, waiting for the kernel to be done with its link.
     pub fn process(&self) -> Result<Pid> {
-        let found = processes()?;
-        match found[..] {
-            [process] => Ok(process),
-            _ => Err(Error::new(format!("{found:?} instead of one userspace WireGuard"))),
-        }
+        let mut found = Vec::new();
+        eventually("one userspace WireGuard", || {
+            found = processes()?;
+            Ok(found.len() == 1)
+        })?;
+        Ok(found[0])
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
