@@ -416,15 +416,38 @@ fn name_aside(interface: &str, number: u32) -> String {
     format!("{}{suffix}", interface.get(..kept).unwrap_or_default())
 }
 
-/// Takes the same time wherever they differ.
+/// Whether two private keys have one public key. Takes the same time wherever they differ.
 fn same_key(theirs: &key::Key, ours: &Key) -> bool {
-    let pairs = theirs.as_slice().iter().zip(ours.expose());
-    pairs.fold(0, |differences, (one, other)| differences | (one ^ other)) == 0
+    /// Bits that X25519 sets or clears (RFC 7748, section 5); the kernel and wireguard-go give a
+    /// key back with them so, others as it was.
+    const FREE: [(usize, u8); 2] = [(0, 0b1111_1000), (31, 0b0011_1111)];
+    let mut differences: [u8; 32] =
+        std::array::from_fn(|at| theirs.as_slice()[at] ^ ours.expose()[at]);
+    for (at, mask) in FREE {
+        differences[at] &= mask;
+    }
+    differences.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bits_that_x25519_does_not_read_make_no_other_key() {
+        let ours = Key::from_base64("/////////////////////////////////////////38=").unwrap();
+        let with = |at: usize, bits: u8| {
+            let mut bytes = *ours.expose();
+            bytes[at] ^= bits;
+            key::Key::new(bytes)
+        };
+        for (at, bits) in [(0, 0), (0, 7), (31, 0x80), (31, 0x40)] {
+            assert!(same_key(&with(at, bits), &ours), "{at} {bits}");
+        }
+        for (at, bits) in [(0, 8), (31, 0x20), (1, 1), (30, 0x80)] {
+            assert!(!same_key(&with(at, bits), &ours), "{at} {bits}");
+        }
+    }
 
     #[test]
     fn a_name_aside_fits() {

@@ -97,11 +97,30 @@ pub fn a_living_server_answers_a_probe() -> Outcome {
         tunnel.ensure()?;
         tunnel.route()?;
         tunnel.connect(tunnel.first())?;
-        // That of the peer's setting is answered first; the kernel limits such answers.
-        std::thread::sleep(Duration::from_millis(1500));
-        probe_is_answered(&tunnel)?;
-        std::thread::sleep(Duration::from_millis(1500));
-        probe_is_answered(&tunnel)?;
+        let counter = "table inet beyond {
+            chain seen {
+                type filter hook prerouting priority 0
+                udp dport 33434 counter
+            }
+        }";
+        tunnel.lab.internet.feed("nft", &["-f", "-"], counter)?;
+        let beyond = || tunnel.lab.internet.command("nft", &["list", "table", "inet", "beyond"]);
+        for _ in 0..2 {
+            // That of the peer's setting is answered first; the kernel limits such answers.
+            std::thread::sleep(Duration::from_millis(1500));
+            probe_is_answered(&tunnel)?;
+        }
+        let counted = beyond()?;
+        assert!(counted.contains("packets 0"), "{counted}");
+        // The same without the limit does arrive.
+        let (source, far) = match version {
+            4 => (TUNNEL_V4.into(), (INTERNET_V4, 33434).into()),
+            _ => (TUNNEL_V6.into(), (INTERNET_V6, 33434).into()),
+        };
+        tunnel.send(source, far)?;
+        eventually("what is no probe is seen beyond the server", || {
+            Ok(beyond()?.contains("packets 1"))
+        })?;
     }
     Ok(())
 }
@@ -173,7 +192,7 @@ pub fn the_alarm_tells_of_traffic_once_and_not_of_keepalives() -> Outcome {
         if silent.is_ok() {
             return Err(std::io::Error::other("it went off for another link"));
         }
-        tunnel.send().map_err(std::io::Error::other)?;
+        tunnel.send(TUNNEL_V4.into(), (INTERNET_V4, 7).into()).map_err(std::io::Error::other)?;
         tokio::time::timeout(Duration::from_secs(20), alarm.sent()).await??;
         Ok(())
     })?;

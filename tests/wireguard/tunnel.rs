@@ -1,6 +1,6 @@
 //! A client with a tunnel of its own, and what the system's tools say of it.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use killswitch::config::{self, Config};
@@ -86,17 +86,17 @@ impl Tunnel {
     }
 
     /// Sends one datagram into the tunnel's link, wherever routes lead.
-    pub fn send(&self) -> Result<()> {
+    pub fn send(&self, source: IpAddr, target: SocketAddr) -> Result<()> {
         self.lab
             .client
             .run(|| -> std::io::Result<()> {
-                let socket = UdpSocket::bind((TUNNEL_V4, 0))?;
+                let socket = UdpSocket::bind((source, 0))?;
                 nix::sys::socket::setsockopt(
                     &socket,
                     nix::sys::socket::sockopt::BindToDevice,
                     &TUNNEL_LINK.into(),
                 )?;
-                socket.send_to(b"killswitch", (INTERNET_V4, 7)).map(drop)
+                socket.send_to(b"killswitch", target).map(drop)
             })?
             .during("sending into the tunnel")
     }
