@@ -13,18 +13,46 @@ use super::topology::Lab;
 /// Private to the mount namespace, in its tmpfs.
 const DIRECTORY: &str = "/run/killswitch-lab";
 
+/// Called by this name, the laboratory's program is a userspace WireGuard.
+pub const WIREGUARD: &str = "killswitch-wireguard";
+
 /// The installed program: beside this one (target/debug), or one directory up for tests
 /// (target/debug/deps).
 ///
 /// # Errors
 /// If it is in neither.
 pub fn program() -> Result<PathBuf> {
+    beside("killswitch")
+}
+
+/// A program that is a userspace WireGuard, for KILLSWITCH_WIREGUARD: nothing need be installed.
+///
+/// # Errors
+/// If the laboratory's own program is not beside this one; those of files.
+pub fn wireguard() -> Result<PathBuf> {
+    let path = directory()?.join(WIREGUARD);
+    if !path.exists() {
+        let program = beside("killswitch-lab")?;
+        std::os::unix::fs::symlink(program, &path).during(path.display())?;
+    }
+    Ok(path)
+}
+
+fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().during("finding this program")?;
-    let candidates = own.ancestors().skip(1).take(2).map(|directory| directory.join("killswitch"));
+    let candidates = own.ancestors().skip(1).take(2).map(|directory| directory.join(name));
     candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
         let directory = own.parent().unwrap_or(Path::new("/")).display();
-        Error::new(format!("no program killswitch in {directory}: build or install it first"))
+        Error::new(format!("no program {name} in {directory}: build or install it first"))
     })
+}
+
+fn directory() -> Result<&'static Path> {
+    let directory = Path::new(DIRECTORY);
+    if !directory.is_dir() {
+        DirBuilder::new().mode(0o700).create(directory).during(DIRECTORY)?;
+    }
+    Ok(directory)
 }
 
 /// Writes the client's configuration, for both servers, and its key. `more` is added at the end,
@@ -33,10 +61,7 @@ pub fn program() -> Result<PathBuf> {
 /// # Errors
 /// Those of files.
 pub fn write_configuration(lab: &Lab, more: &str) -> Result<PathBuf> {
-    let directory = Path::new(DIRECTORY);
-    if !directory.is_dir() {
-        DirBuilder::new().mode(0o700).create(directory).during(DIRECTORY)?;
-    }
+    let directory = directory()?;
     let key = directory.join("private.key");
     write_private(&key, &format!("{}\n", lab.client_keys.private_text()))?;
     let mut text = format!(

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
+use gotatun::device::uapi::UapiServer;
 use gotatun::device::{DefaultDeviceTransports, Device, DeviceBuilder};
 use gotatun::x25519::{PublicKey, StaticSecret};
 use tokio::sync::mpsc as commands;
@@ -181,6 +182,27 @@ fn live(
     });
     // Tasks still hold the tun device: they end with their runtime.
     drop(runtime);
+}
+
+/// Is a userspace WireGuard as wireguard-go is: makes the tun link, serves its socket in
+/// /var/run/wireguard, and stays until the link is gone.
+///
+/// # Errors
+/// Why it could not begin.
+pub fn serve(link: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.during("tokio")?.block_on(async {
+        let builder = DeviceBuilder::new()
+            .with_default_udp()
+            .create_tun(link)
+            .during(format!("making {link}"))?;
+        let socket = UapiServer::default_unix_socket(link, None, None)
+            .during(format!("the socket of {link}"))?;
+        let mut device =
+            builder.with_uapi(socket).build().await.during(format!("WireGuard on {link}"))?;
+        device.wait().await;
+        Ok(())
+    })
 }
 
 async fn build(settings: Settings) -> Result<(Running, PublicKey)> {

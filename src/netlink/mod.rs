@@ -3,8 +3,10 @@
 //!
 //! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
 
+mod encode;
 mod links;
 mod socket;
 
+pub(crate) use encode::encode;
 pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

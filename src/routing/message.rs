@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    Nla, Parseable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Nla, Parseable,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{
@@ -17,7 +16,7 @@ use nix::errno::Errno;
 
 use super::guard::{Action, Family, PREFERENCES, Route, RouteKind, Rule, TABLE};
 use super::kernel::{Error, Refusal};
-use crate::netlink::{Attributes, Failure, Message, Socket};
+use crate::netlink::{Attributes, Failure, Message, Socket, encode};
 
 /// "No suppression" (net/core/fib_rules.c).
 const NONE: u32 = u32::MAX;
@@ -100,7 +99,7 @@ pub(super) fn perform(socket: &Socket, requests: &[Request]) -> Result<Vec<Refus
         let mut bytes = Vec::new();
         for (index, request) in chunk.iter().enumerate() {
             let last = if index + 1 == chunk.len() { NLM_F_ACK } else { 0 };
-            emit(&mut bytes, request.message.clone(), request.flags | last, index as u32 + 1);
+            encode(&mut bytes, request.message.clone(), request.flags | last, index as u32 + 1);
         }
         socket.send(&bytes).map_err(Error::Netlink)?;
         for (index, failure) in answers(socket, chunk.len() as u32)? {
@@ -128,20 +127,10 @@ fn answers(socket: &Socket, last: u32) -> Result<Vec<(usize, Failure)>, Error> {
     }
 }
 
-fn emit(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = flags | NLM_F_REQUEST;
-    message.header.sequence_number = sequence;
-    message.finalize();
-    let start = bytes.len();
-    bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-    message.serialize(&mut bytes[start..]);
-}
-
 /// Everything of one kind. A dump that was changed under way is asked for again.
 fn dump(socket: &Socket, message: RouteNetlinkMessage) -> std::io::Result<Vec<Message>> {
     let mut request = Vec::new();
-    emit(&mut request, message, NLM_F_DUMP, 1);
+    encode(&mut request, message, NLM_F_DUMP, 1);
     socket.dump_consistent(&request)
 }
 

@@ -1,0 +1,213 @@
+//! The link: made, adopted, left alone, made anew.
+
+use std::path::PathBuf;
+
+use killswitch::config::Backend;
+use killswitch::engine::TunnelLink;
+use killswitch::lab::addresses::*;
+use killswitch::lab::harness::{Outcome, eventually};
+use killswitch::lab::{Context, Result};
+use killswitch::netlink::{Family, Socket};
+use killswitch::wireguard::{Device, Error};
+use nix::sys::signal::Signal;
+
+use crate::tunnel::{Tunnel, device, processes};
+
+pub fn a_link_is_made_as_configured() -> Outcome {
+    let tunnel = Tunnel::with(|config| {
+        config.tunnel.listen_port = Some(51900);
+        config.tunnel.mtu = Some(1300);
+    })?;
+    assert_eq!(tunnel.ask(Device::link)?, (TunnelLink::Absent, None));
+    assert!(tunnel.ask(Device::read)?.is_none());
+    let link = tunnel.ensure()?;
+    assert_eq!(link.degraded, [""; 0]);
+    assert_eq!(tunnel.ask(Device::link)?, (TunnelLink::Up, Some(link.index)));
+    assert_eq!(tunnel.wg("public-key")?, tunnel.lab.client_keys.public_text());
+    assert_eq!(tunnel.wg("fwmark")?, format!("{MARK:#x}"));
+    assert_eq!(tunnel.wg("listen-port")?, "51900");
+    let addresses = tunnel.addresses(TUNNEL_LINK)?;
+    assert_eq!(addresses.lines().count(), 2, "{addresses}");
+    for address in [format!("{TUNNEL_V4}/32"), format!("{TUNNEL_V6}/128")] {
+        assert!(addresses.contains(&address), "{addresses}");
+    }
+    let link = tunnel.lab.client.command("ip", &["link", "show", TUNNEL_LINK])?;
+    assert!(link.contains("mtu 1300") && link.contains(",UP"), "{link}");
+    tunnel.ask(Device::remove_link)?;
+    assert_eq!(tunnel.ask(Device::link)?, (TunnelLink::Absent, None));
+    eventually("the program ends", || Ok(processes()?.is_empty()))?;
+    Ok(())
+}
+
+/// Or every event of ours would lead to the next.
+pub fn a_link_that_is_right_is_left_alone() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    let listener = tunnel.lab.client.run(|| -> std::io::Result<Socket> {
+        let socket = Socket::open(Family::Route)?;
+        // RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
+        [1, 5, 9].into_iter().try_for_each(|group| socket.subscribe(group))?;
+        Ok(socket)
+    })??;
+    let before = (tunnel.process()?, tunnel.wg("listen-port")?, tunnel.wg("latest-handshakes")?);
+    for _ in 0..3 {
+        tunnel.ensure()?;
+    }
+    let events = listener.receive_pending()?;
+    assert!(events.is_none(), "{events:?}");
+    let after = (tunnel.process()?, tunnel.wg("listen-port")?, tunnel.wg("latest-handshakes")?);
+    assert_eq!(before, after);
+    // The listener would have heard.
+    tunnel.lab.client.ip(&format!("link set {TUNNEL_LINK} mtu 1400"))?;
+    assert!(listener.receive_pending()?.is_some());
+    Ok(())
+}
+
+pub fn what_somebody_changed_is_mended() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    tunnel.lab.client.ip(&format!(
+        "address add 10.9.9.9/24 dev {TUNNEL_LINK}
+         address add fd00:9::9/64 dev {TUNNEL_LINK} nodad
+         address del {TUNNEL_V4}/32 dev {TUNNEL_LINK}
+         link set {TUNNEL_LINK} mtu 1400 down"
+    ))?;
+    assert_eq!(tunnel.ask(Device::link)?.0, TunnelLink::Down);
+    tunnel.ensure()?;
+    let addresses = tunnel.addresses(TUNNEL_LINK)?;
+    assert_eq!(addresses.lines().count(), 2, "{addresses}");
+    assert!(addresses.contains(&format!("{TUNNEL_V4}/32")), "{addresses}");
+    assert!(tunnel.lab.client.command("ip", &["link", "show", TUNNEL_LINK])?.contains("mtu 1420"));
+    // Another mark: what it sent would not be known as ours.
+    tunnel.lab.client.command("wg", &["set", TUNNEL_LINK, "fwmark", "7", "listen-port", "0"])?;
+    tunnel.ensure()?;
+    assert_eq!(tunnel.wg("fwmark")?, format!("{MARK:#x}"));
+    assert_eq!(tunnel.wg("public-key")?, tunnel.lab.client_keys.public_text());
+    tunnel.connect(tunnel.first())?;
+    Ok(())
+}
+
+pub fn a_new_daemon_adopts_a_working_session() -> Outcome {
+    let mut tunnel = Tunnel::connected()?;
+    tunnel.route()?;
+    tunnel.ping("1.1.1.1")?;
+    let before = (tunnel.process()?, tunnel.read()?, tunnel.wg("latest-handshakes")?);
+    tunnel.device = device(&tunnel.config)?;
+    tunnel.ensure()?;
+    let after = tunnel.read()?;
+    assert_eq!(after.candidate, Some(tunnel.first()));
+    assert!(after.received >= before.1.received && before.1.received > 0, "{after:?}");
+    assert_eq!((tunnel.process()?, tunnel.wg("latest-handshakes")?), (before.0, before.2));
+    tunnel.ping("1.1.1.1")?;
+    Ok(())
+}
+
+pub fn a_program_that_dies_or_hangs_is_replaced() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    let first = tunnel.process()?;
+    tunnel.signal(Signal::SIGKILL)?;
+    eventually("the link goes with its program", || {
+        Ok(tunnel.ask(Device::link)?.0 == TunnelLink::Absent)
+    })?;
+    assert!(matches!(tunnel.ask(|device| Ok(device.read()))?, Ok(None)));
+    tunnel.ensure()?;
+    tunnel.connect(tunnel.first())?;
+    let second = tunnel.process()?;
+    assert_ne!(first, second);
+    // It keeps its link and its socket, but does not answer.
+    tunnel.signal(Signal::SIGSTOP)?;
+    assert!(matches!(tunnel.ask(|device| Ok(device.read()))?, Err(Error::Userspace { .. })));
+    tunnel.ensure()?;
+    tunnel.connect(tunnel.first())?;
+    assert_ne!(tunnel.process()?, second);
+    Ok(())
+}
+
+pub fn a_link_that_somebody_deleted_comes_back() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    for _ in 0..5 {
+        tunnel.lab.client.ip(&format!("link delete {TUNNEL_LINK}"))?;
+        tunnel.ensure()?;
+        tunnel.connect(tunnel.first())?;
+        assert_eq!(tunnel.ask(Device::link)?.0, TunnelLink::Up);
+    }
+    tunnel.process()?;
+    Ok(())
+}
+
+pub fn nobody_else_can_read_a_key() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    let process = tunnel.process()?;
+    let keys = [
+        tunnel.lab.client_keys.private_text().into_bytes(),
+        tunnel
+            .lab
+            .client_keys
+            .private
+            .iter()
+            .flat_map(|it| format!("{it:02x}").into_bytes())
+            .collect(),
+        tunnel.lab.client_keys.private.to_vec(),
+    ];
+    for file in ["cmdline", "environ"] {
+        let content = std::fs::read(format!("/proc/{process}/{file}"))?;
+        assert!(!content.is_empty());
+        for key in &keys {
+            assert!(!content.windows(key.len()).any(|it| it == key), "{file}");
+        }
+    }
+    let environment = std::fs::read_to_string(format!("/proc/{process}/environ"))?;
+    assert!(!environment.contains("PATH="), "{environment}");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata("/run/wireguard")?.permissions().mode() & 0o777, 0o700);
+    // A process group of its own: a signal to ours does not reach it.
+    let group = nix::unistd::getpgid(Some(process))?;
+    assert_eq!(group, process);
+    for descriptor in std::fs::read_dir(format!("/proc/{process}/fd"))?.take(3) {
+        let target = std::fs::read_link(descriptor?.path())?;
+        println!("{}", target.display());
+    }
+    Ok(())
+}
+
+pub fn without_ipv6_the_tunnel_has_ipv4() -> Outcome {
+    let tunnel = Tunnel::new()?;
+    tunnel.lab.client.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+    for _ in 0..2 {
+        let link = tunnel.ensure()?;
+        assert_eq!(link.degraded.len(), 1);
+        assert!(link.degraded[0].contains(&TUNNEL_V6.to_string()), "{:?}", link.degraded);
+    }
+    assert_eq!(tunnel.addresses(TUNNEL_LINK)?.lines().count(), 1);
+    tunnel.connect(tunnel.first())?;
+    Ok(())
+}
+
+pub fn what_is_missing_is_said() -> Outcome {
+    let said = |tunnel: &Tunnel| -> Result<String> {
+        tunnel
+            .ask(|device| Ok(device.ensure_link().map_err(|error| error.to_string())))?
+            .err()
+            .ok_or_else(|| killswitch::lab::Error::new("it worked"))
+    };
+    let mut tunnel = Tunnel::with(|config| config.tunnel.backend = Backend::Kernel)?;
+    // This kernel may have it.
+    let in_kernel = tunnel.lab.internet.ip("link add probe type wireguard").is_ok();
+    if !in_kernel {
+        assert!(said(&tunnel)?.contains("this kernel has no WireGuard"));
+    }
+    tunnel.config.tunnel.backend = Backend::Userspace;
+    for (program, words) in [
+        ("/nonexistent", "No such file"),
+        ("/bin/false", "it ended (exit status: 1)"),
+        ("/bin/ls", "unrecognized option"),
+    ] {
+        tunnel.device = Device::new(&tunnel.config).with_program(PathBuf::from(program));
+        // ls -f wg0: no such file, on standard error.
+        let said = said(&tunnel)?;
+        let words = if program == "/bin/ls" { "wg0" } else { words };
+        assert!(said.contains(program) && said.contains(words), "{said}");
+    }
+    let refused = tunnel.ask(|device| Ok(device.set_peer(tunnel.first())))?;
+    assert!(matches!(refused, Err(Error::NoLink(_))));
+    std::fs::metadata("/run/wireguard").during("the directory of sockets")?;
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The tunnel's edge: a userspace WireGuard of its own, driven against the laboratory's servers.
+
+mod foreign;
+mod link;
+mod session;
+mod tunnel;
+
+use killswitch::lab::harness;
+
+/// Each test under its own name.
+macro_rules! tests {
+    ($($module:ident: $($test:ident),* $(,)?;)*) => {
+        &[$($((stringify!($test), $module::$test as fn() -> harness::Outcome)),*),*]
+    };
+}
+
+fn main() -> std::process::ExitCode {
+    harness::run(tests! {
+        link:
+            a_link_is_made_as_configured,
+            a_link_that_is_right_is_left_alone,
+            what_somebody_changed_is_mended,
+            a_new_daemon_adopts_a_working_session,
+            a_program_that_dies_or_hangs_is_replaced,
+            a_link_that_somebody_deleted_comes_back,
+            nobody_else_can_read_a_key,
+            without_ipv6_the_tunnel_has_ipv4,
+            what_is_missing_is_said;
+        session:
+            each_setting_of_a_peer_is_a_new_session,
+            a_peer_that_is_not_configured_is_no_candidate,
+            a_handshake_begins_without_keepalives,
+            a_living_server_answers_a_probe,
+            a_dead_server_answers_no_probe,
+            the_lock_lets_a_probe_through,
+            the_alarm_tells_of_traffic_once_and_not_of_keepalives;
+        foreign:
+            a_foreign_link_is_put_aside,
+            a_foreign_tun_link_is_put_aside,
+            an_alternative_name_makes_way;
+    })
+}
