@@ -22,3 +22,4 @@ pub mod netlink;
 pub mod policy;
 pub mod routing;
 pub mod ruleset;
+pub mod watch;

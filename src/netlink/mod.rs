@@ -3,8 +3,10 @@
 //!
 //! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
 
+mod addresses;
 mod links;
 mod socket;
 
+pub use addresses::{Address, addresses};
 pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};
