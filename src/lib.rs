@@ -22,4 +22,5 @@ pub mod netlink;
 pub mod policy;
 pub mod routing;
 pub mod ruleset;
+pub mod watch;
 pub mod wireguard;

@@ -1,5 +1,7 @@
 //! The whole lock: both nftables tables and the routing guard, applied, removed and read back.
 
+mod keeper;
+
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,6 +19,8 @@ use crate::routing;
 use crate::ruleset::expression::{self, Expression};
 use crate::ruleset::{self, Family, Table};
 
+pub use keeper::{Keeper, parked};
+
 /// What [`lock`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -24,6 +28,8 @@ pub struct Outcome {
     pub changed: bool,
     /// What is weaker than asked, and why.
     pub degraded: Vec<String>,
+    /// Every table is owned by the [`Keeper`] that did this: nobody else can change it.
+    pub owned: bool,
 }
 
 /// Why the lock could not be applied or removed.
@@ -52,10 +58,31 @@ pub enum Error {
 /// The `inet` table could not be applied: the old one is untouched. The other layers' failures are
 /// not errors but reasons why the lock is degraded.
 pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
-    let _turn = wait_for_turn();
-    match lock_tables(policy) {
+    let _turn = wait_for_turn(PATIENCE);
+    let route = Socket::open(NetlinkFamily::Route);
+    let tables = Socket::open(NetlinkFamily::Netfilter).map_err(netfilter::Error::from).and_then(
+        |netfilter| {
+            let mut put = |table: &Table| netfilter::apply(&netfilter, table);
+            lock_tables(&netfilter, route.as_ref(), policy, &mut put)
+        },
+    );
+    // Without nf_tables the routing guard is all there is.
+    match tables {
+        Err(error) if !matches!(error, netfilter::Error::Missing(_)) => Err(error.into()),
+        tables => with_routing(tables, policy, routing::apply),
+    }
+}
+
+/// Adds the routing guard to what became of the tables.
+fn with_routing(
+    tables: Result<Outcome, netfilter::Error>,
+    policy: &Policy,
+    apply: impl FnOnce(&routing::Guard) -> Result<routing::Report, routing::Error>,
+) -> Result<Outcome, Error> {
+    let routing = apply(&routing::Guard::from_policy(policy));
+    match tables {
         Ok(mut outcome) => {
-            match routing::apply(&routing::Guard::from_policy(policy)) {
+            match routing {
                 Ok(report) => {
                     outcome.changed |= report.added + report.removed > 0;
                     outcome.degraded.extend(report.degraded);
@@ -64,9 +91,8 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
             }
             Ok(outcome)
         }
-        // Without nf_tables the routing guard is all there is.
         Err(netfilter @ netfilter::Error::Missing(_)) => {
-            let routing = match routing::apply(&routing::Guard::from_policy(policy)) {
+            let routing = match routing {
                 Ok(_) if !policy.routing_guard => {
                     "and an external tunnel has no routing guard: NOTHING holds".to_owned()
                 }
@@ -79,10 +105,12 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
     }
 }
 
+/// How long a command waits for another one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The lock is three transactions, and a table has one owner: of two commands at the same time the
 /// later waits. Only for a while: a program that hangs must not keep an administrator from locking.
-fn wait_for_turn() -> Option<Flock<File>> {
-    const PATIENCE: Duration = Duration::from_secs(10);
+fn wait_for_turn(patience: Duration) -> Option<Flock<File>> {
     const PAUSE: Duration = Duration::from_millis(10);
     let begin = Instant::now();
     let mut file = OpenOptions::new()
@@ -96,33 +124,37 @@ fn wait_for_turn() -> Option<Flock<File>> {
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(turn) => return Some(turn),
-            Err(_) if begin.elapsed() > PATIENCE => return None,
+            Err(_) if begin.elapsed() > patience => return None,
             Err((file, _)) => file,
         };
         std::thread::sleep(PAUSE);
     }
 }
 
-fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
-    let netfilter = Socket::open(NetlinkFamily::Netfilter)?;
+/// `put` makes one table what was compiled.
+fn lock_tables(
+    netfilter: &Socket,
+    route: Result<&Socket, &io::Error>,
+    policy: &Policy,
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+) -> Result<Outcome, netfilter::Error> {
     let mut outcome = Outcome::default();
     // Internal bridges are safe only behind an egress guard. On a first lock it follows at once;
     // later, its absence shows that this kernel has none.
-    let guarded = policy.egress_guard && matches!(read_with(&netfilter)?, (None, _) | (_, Some(_)));
+    let guarded = policy.egress_guard && matches!(read_with(netfilter)?, (None, _) | (_, Some(_)));
     let wanted = if guarded { policy.clone() } else { without_guard(policy) };
-    outcome.changed |=
-        netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+    outcome.changed |= put(&ruleset::compile(&wanted))? == Applied::Changed;
     if !policy.egress_guard {
-        outcome.changed |= netfilter::remove(&netfilter, Family::Netdev)? == Applied::Changed;
+        outcome.changed |= netfilter::remove(netfilter, Family::Netdev)? == Applied::Changed;
         return Ok(outcome);
     }
-    let applied = Socket::open(NetlinkFamily::Route)
-        .map_err(netfilter::Error::from)
-        .and_then(|route| netfilter::apply_guard(&netfilter, &route, policy));
-    outcome.changed |= applied.as_ref().is_ok_and(|guard| guard.changed);
-    let holds = match applied {
-        Ok(guard) if guard.open.is_empty() => true,
+    let holds = match lock_links(route, policy, put) {
+        Ok(guard) if guard.open.is_empty() => {
+            outcome.changed |= guard.changed;
+            true
+        }
         Ok(guard) => {
+            outcome.changed |= guard.changed;
             let open = guard.open.join(", ");
             outcome.degraded.push(format!("egress guard: a probe got through on {open}"));
             false
@@ -134,13 +166,23 @@ fn lock_tables(policy: &Policy) -> Result<Outcome, netfilter::Error> {
     };
     if holds != guarded {
         let wanted = if holds { policy.clone() } else { without_guard(policy) };
-        outcome.changed |=
-            netfilter::apply(&netfilter, &ruleset::compile(&wanted))? == Applied::Changed;
+        outcome.changed |= put(&ruleset::compile(&wanted))? == Applied::Changed;
     }
     if !holds && !policy.internal.is_empty() {
         outcome.degraded.push("allow.internal is left out: it needs the egress guard".into());
     }
     Ok(outcome)
+}
+
+fn lock_links(
+    route: Result<&Socket, &io::Error>,
+    policy: &Policy,
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+) -> Result<netfilter::Guard, netfilter::Error> {
+    match route {
+        Ok(route) => netfilter::apply_guard_by(put, route, policy),
+        Err(error) => Err(io::Error::new(error.kind(), error.to_string()).into()),
+    }
 }
 
 fn without_guard(policy: &Policy) -> Policy {
@@ -152,19 +194,23 @@ fn without_guard(policy: &Policy) -> Policy {
 /// # Errors
 /// If the `inet` table cannot be removed, nothing has changed.
 pub fn unlock() -> Result<bool, Error> {
-    let _turn = wait_for_turn();
+    let _turn = wait_for_turn(PATIENCE);
     let mut any = false;
     match Socket::open(NetlinkFamily::Netfilter).map_err(netfilter::Error::from) {
-        Ok(netfilter) => {
-            for family in [Family::Inet, Family::Netdev] {
-                any |= netfilter::remove(&netfilter, family)? == Applied::Changed;
-            }
-        }
+        Ok(netfilter) => any |= remove_tables(&netfilter)?,
         // No nf_tables, no tables: but the routing guard may be there.
         Err(netfilter::Error::Missing(_)) => {}
         Err(error) => return Err(error.into()),
     }
     any |= routing::remove()? > 0;
+    Ok(any)
+}
+
+fn remove_tables(netfilter: &Socket) -> Result<bool, netfilter::Error> {
+    let mut any = false;
+    for family in [Family::Inet, Family::Netdev] {
+        any |= netfilter::remove(netfilter, family)? == Applied::Changed;
+    }
     Ok(any)
 }
 

@@ -83,7 +83,7 @@ fn strictest(arguments: &Arguments, error: &config::Error) -> Result<u8, Failure
     let text = error.to_string();
     outcome.degraded.insert(0, "the configuration cannot be used; the strictest lock is on".into());
     if arguments.json {
-        let Outcome { changed, degraded } = &outcome;
+        let Outcome { changed, degraded, .. } = &outcome;
         let report = Report { locked: true, changed: *changed, degraded, error: Some(&text) };
         output::json(&report);
     }
@@ -125,7 +125,7 @@ fn confirmed() -> Result<bool, Failure> {
 }
 
 fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
-    let Outcome { changed, degraded } = outcome;
+    let Outcome { changed, degraded, .. } = outcome;
     if arguments.json {
         output::json(&Report { locked: true, changed: *changed, degraded, error: None });
         return;

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use super::{Applied, Error, apply};
 use crate::netlink::{self, Link, Socket};
 use crate::policy::{LinkPattern, Policy};
-use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, PROBE_MARK, guard};
+use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, PROBE_MARK, Table, guard};
 
 /// How often the guard is tried anew when links vanish meanwhile.
 const TRIES: u32 = 10;
@@ -49,7 +49,19 @@ impl Guard {
 /// # Errors
 /// [`Error`]; [`Error::Refused`] on kernels without egress chains (before 5.16).
 pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Result<Guard, Error> {
-    let mut last = match apply(netfilter, &guard(policy, None)) {
+    apply_guard_by(&mut |table| apply(netfilter, table), route, policy)
+}
+
+/// As [`apply_guard`], with another way to put a table into the kernel.
+///
+/// # Errors
+/// As [`apply_guard`].
+pub fn apply_guard_by(
+    put: &mut dyn FnMut(&Table) -> Result<Applied, Error>,
+    route: &Socket,
+    policy: &Policy,
+) -> Result<Guard, Error> {
+    let mut last = match put(&guard(policy, None)) {
         Ok(applied) => {
             let links = guarded(policy, &netlink::links(route)?);
             let found = match loopback_probe_is_refused() {
@@ -63,7 +75,7 @@ pub fn apply_guard(netfilter: &Socket, route: &Socket, policy: &Policy) -> Resul
     };
     for _ in 0..TRIES {
         let links = guarded(policy, &netlink::links(route)?);
-        match apply(netfilter, &guard(policy, Some(&references(&links)))) {
+        match put(&guard(policy, Some(&references(&links)))) {
             Ok(applied) => return Ok(probe(&links)?.after(applied)),
             Err(error @ Error::Refused(_)) => last = error,
             Err(error) => return Err(error),

@@ -269,7 +269,8 @@ pub fn read(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
     Ok(Some(table))
 }
 
-fn read_table(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
+/// Flags and owner alone.
+pub(super) fn read_table(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
     let mut body = Writer::default();
     body.text(1, TABLE);
     ask(socket, kind::GETTABLE, family, 0, &body.finish())?;

@@ -6,12 +6,14 @@ pub mod batch;
 mod egress;
 pub mod live;
 pub mod message;
+mod own;
 mod plain;
 mod replace;
 
 pub use batch::Refusal;
-pub use egress::{Guard, apply_guard, guarded, references};
+pub use egress::{Guard, apply_guard, apply_guard_by, guarded, references};
 pub use live::{Counted, LiveTable};
+pub use own::{Ownership, own, owner};
 pub use replace::{Applied, apply, commit, remove};
 
 /// Why a table could not be put into the kernel; what was there before is still there.

@@ -7,7 +7,7 @@ use crate::netlink::Socket;
 use crate::ruleset::{Element, Family, Set, Table, expression};
 
 /// How often a transaction that lost a race is tried anew.
-const TRIES: u32 = 50;
+pub(super) const TRIES: u32 = 50;
 
 /// What [`apply`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,11 @@ pub fn remove(socket: &Socket, family: Family) -> Result<Applied, Error> {
     Err(Error::Busy(TRIES))
 }
 
-fn refuse_if_owned(socket: &Socket, family: Family, live: Option<&LiveTable>) -> Result<(), Error> {
+pub(super) fn refuse_if_owned(
+    socket: &Socket,
+    family: Family,
+    live: Option<&LiveTable>,
+) -> Result<(), Error> {
     match live.and_then(|live| live.owner) {
         Some(port) if port != socket.port() => Err(Error::Owned { family, owner: owner(port) }),
         _ => Ok(()),
@@ -154,16 +158,27 @@ fn wake(socket: &Socket, family: Family, live: &LiveTable, generation: u32) -> R
     batch.commit(socket, Some(generation))
 }
 
-fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
+pub(super) fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
     let unsupported = [nix::errno::Errno::EOPNOTSUPP as i32, nix::errno::Errno::EINVAL as i32];
     what.starts_with("table ") && unsupported.contains(&failure.errno)
 }
 
 /// The transaction that turns what is there into what was compiled.
 pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) -> Batch {
+    let mut batch = Batch::new(table.family);
+    fill_into(&mut batch, table, live, flags);
+    batch
+}
+
+/// As [`fill`], after what is in the batch already.
+pub(super) fn fill_into(
+    batch: &mut Batch,
+    table: &Table,
+    live: Option<&LiveTable>,
+    flags: Option<u32>,
+) {
     let nothing = LiveTable::default();
     let live = live.unwrap_or(&nothing);
-    let mut batch = Batch::new(table.family);
     if let Some(flags) = flags {
         batch.add_table(flags);
     }
@@ -195,7 +210,7 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) 
         batch.delete_flowtable(name);
     }
     for set in &table.sets {
-        fill_set(&mut batch, live, set);
+        fill_set(batch, live, set);
     }
     let changed = || table.chains.iter().filter(|chain| !keeps(&chain.name));
     changed().for_each(|chain| batch.add_chain(chain));
@@ -204,7 +219,6 @@ pub(super) fn fill(table: &Table, live: Option<&LiveTable>, flags: Option<u32>) 
             batch.add_rule(&chain.name, &expression::lower(rule), &rule.comment);
         }
     }
-    batch
 }
 
 fn fill_set(batch: &mut Batch, live: &LiveTable, set: &Set) {

@@ -6,6 +6,8 @@ const RTM_GETLINK: u16 = 18;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
 const IFF_UP: u32 = 1;
+const IFF_RUNNING: u32 = 0x40;
+const IFF_LOWER_UP: u32 = 0x1_0000;
 const ARPHRD_ETHER: u16 = 1;
 /// include/net/flow.h: always the first link of a namespace; its type is no proof (TUNSETLINK).
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -25,6 +27,8 @@ pub struct Link {
     pub ethernet: bool,
     /// Administratively up.
     pub up: bool,
+    /// Up, with carrier, and not waiting for more, e.g. 802.1X (IFF_RUNNING, RFC 2863).
+    pub running: bool,
     /// IFLA_GROUP; zero unless somebody set it.
     pub group: u32,
     /// Index of the bridge, or other master, that it is a port of.
@@ -75,6 +79,7 @@ fn read(message: &Message) -> Option<Link> {
         loopback: index == LOOPBACK_IFINDEX,
         ethernet: hardware == ARPHRD_ETHER,
         up: flags & IFF_UP != 0,
+        running: [IFF_UP, IFF_RUNNING, IFF_LOWER_UP].iter().all(|flag| flags & flag != 0),
         group: 0,
         master: None,
         rx_bytes: 0,

@@ -3,10 +3,12 @@
 //!
 //! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
 
+mod addresses;
 mod encode;
 mod links;
 mod socket;
 
+pub use addresses::{Address, addresses};
 pub(crate) use encode::encode;
 pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

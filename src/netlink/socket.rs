@@ -1,8 +1,11 @@
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use netlink_sys::Socket as Raw;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{Socket as Raw, SocketAddr};
+use nix::sys::socket::{
+    MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt,
+};
 
 /// `nlmsghdr`: length, type, flags, sequence number, port id.
 const HEADER: usize = 16;
@@ -28,7 +31,7 @@ pub enum Family {
 
 /// An open netlink socket, bound to a port of its own.
 pub struct Socket {
-    raw: Raw,
+    fd: OwnedFd,
     port: u32,
 }
 
@@ -41,6 +44,9 @@ pub struct Message {
     pub flags: u16,
     /// Sequence number of the request that it answers.
     pub sequence: u32,
+    /// Port of the socket that asked for it or, in an event, whose request caused it; zero: the
+    /// kernel's own.
+    pub port: u32,
     /// What follows the header.
     pub payload: Vec<u8>,
 }
@@ -81,19 +87,41 @@ impl Socket {
     /// # Errors
     /// Those of `socket(2)` and `bind(2)`: a kernel without the family answers EPROTONOSUPPORT.
     pub fn open(family: Family) -> io::Result<Self> {
-        let protocol = match family {
-            Family::Route => NETLINK_ROUTE,
-            Family::Netfilter => NETLINK_NETFILTER,
-        };
-        let mut raw = Raw::new(protocol)?;
-        let address = raw.bind_auto()?;
+        Self::open_subscribed(family, &[])
+    }
+
+    /// As [`Socket::open`], subscribed to multicast groups (RTNLGRP_*, NFNLGRP_*).
+    ///
+    /// # Errors
+    /// As [`Socket::open`], and those of `setsockopt(2)`.
+    pub fn open_subscribed(family: Family, groups: &[u32]) -> io::Result<Self> {
+        let mut raw = Raw::new(family.protocol())?;
+        raw.bind_auto()?;
         raw.set_ext_ack(true)?;
         raw.set_cap_ack(true)?;
         if family == Family::Route {
             // Kernels before 4.20 lack it; dumps are then filtered on our side only.
             let _ = raw.set_netlink_get_strict_chk(true);
         }
-        Ok(Socket { raw, port: address.port_number() })
+        groups.iter().try_for_each(|&group| raw.add_membership(group))?;
+        Self::from_fd(family, raw.as_fd().try_clone_to_owned()?)
+    }
+
+    /// Takes over an open socket of this family, e.g. one that [`Socket::open`] made in a process
+    /// that is gone. Its port and all that hangs on it stay what they were.
+    ///
+    /// # Errors
+    /// EINVAL: it is no netlink socket of this family.
+    pub fn from_fd(family: Family, fd: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::SockRef::from(&fd);
+        let is_ours = socket.domain()? == socket2::Domain::from(nix::libc::AF_NETLINK)
+            && socket.protocol()?.map_or(0, i32::from) as isize == family.protocol();
+        if !is_ours {
+            return Err(nix::errno::Errno::EINVAL.into());
+        }
+        socket.set_cloexec(true)?;
+        let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
+        Ok(Socket { fd, port })
     }
 
     /// Our port id: the kernel names it as a table's owner.
@@ -107,23 +135,24 @@ impl Socket {
     /// # Errors
     /// Those of `setsockopt(2)`.
     pub fn reserve(&self, bytes: usize) -> io::Result<()> {
-        use nix::sys::socket::{setsockopt, sockopt};
         let fd = self.as_fd();
         if setsockopt(&fd, sockopt::SndBufForce, &bytes).is_err() {
             setsockopt(&fd, sockopt::SndBuf, &bytes)?;
         }
+        self.reserve_events(bytes)
+    }
+
+    /// Makes room for this much of what the kernel sends unasked (it takes twice that, for its own
+    /// headers), over the system's limit where we may.
+    ///
+    /// # Errors
+    /// Those of `setsockopt(2)`.
+    pub fn reserve_events(&self, bytes: usize) -> io::Result<()> {
+        let fd = self.as_fd();
         if setsockopt(&fd, sockopt::RcvBufForce, &bytes).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &bytes)?;
         }
         Ok(())
-    }
-
-    /// Subscribes to a multicast group.
-    ///
-    /// # Errors
-    /// Those of `setsockopt(2)`.
-    pub fn subscribe(&self, group: u32) -> io::Result<()> {
-        self.raw.add_membership(group)
     }
 
     /// Sends one datagram, which may hold several messages.
@@ -131,7 +160,9 @@ impl Socket {
     /// # Errors
     /// Those of `sendto(2)`; EMSGSIZE: [`Socket::reserve`] more.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = self.raw.send_to(bytes, &SocketAddr::new(KERNEL, 0), 0)?;
+        let kernel = NetlinkAddr::new(KERNEL, 0);
+        let part = [IoSlice::new(bytes)];
+        let sent = sendmsg(self.as_raw_fd(), &part, &[], MsgFlags::empty(), Some(&kernel))?;
         if sent == bytes.len() {
             Ok(())
         } else {
@@ -144,7 +175,11 @@ impl Socket {
     /// # Errors
     /// Those of `recvfrom(2)`; ENOBUFS: messages were lost.
     pub fn receive(&self) -> io::Result<Vec<Message>> {
-        self.receive_with(0)
+        loop {
+            if let Some(messages) = self.receive_one(MsgFlags::empty())? {
+                return Ok(messages);
+            }
+        }
     }
 
     /// As [`Socket::receive`], but `None` if nothing waits: nfnetlink answers within `send`.
@@ -152,10 +187,25 @@ impl Socket {
     /// # Errors
     /// As [`Socket::receive`].
     pub fn receive_pending(&self) -> io::Result<Option<Vec<Message>>> {
-        match self.receive_with(nix::sys::socket::MsgFlags::MSG_DONTWAIT.bits()) {
-            Ok(messages) => Ok(Some(messages)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
+        loop {
+            match self.receive_one(MsgFlags::MSG_DONTWAIT) {
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                other => return other,
+            }
+        }
+    }
+
+    /// Throws away what waits: answers to what a former holder of the socket asked, or to what was
+    /// given up half-way.
+    pub fn discard_pending(&self) {
+        /// A flood of foreign messages must not keep us here.
+        const MOST: usize = 10_000;
+        for _ in 0..MOST {
+            match self.receive_one(MsgFlags::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
         }
     }
 
@@ -205,25 +255,45 @@ impl Socket {
         }
     }
 
-    fn receive_with(&self, flags: i32) -> io::Result<Vec<Message>> {
-        loop {
-            let mut peek: Vec<u8> = Vec::new();
-            let peek_flags =
-                nix::sys::socket::MsgFlags::MSG_PEEK | nix::sys::socket::MsgFlags::MSG_TRUNC;
-            let (size, _) = self.raw.recv_from(&mut peek, peek_flags.bits() | flags)?;
-            let mut buffer = Vec::with_capacity(size.max(HEADER));
-            let (_, sender) = self.raw.recv_from(&mut buffer, flags)?;
-            // Any process with CAP_NET_ADMIN may send to our port (threat 61).
-            if sender.port_number() == KERNEL {
-                return Ok(split(&buffer));
-            }
-        }
+    /// One datagram; `None`: it was not from the kernel. Any process with CAP_NET_ADMIN may send to
+    /// our port, and to a group (threat 61).
+    ///
+    /// # Errors
+    /// Those of `recvmsg(2)`; with MSG_DONTWAIT, EAGAIN: nothing waits.
+    pub(crate) fn receive_one(&self, flags: MsgFlags) -> io::Result<Option<Vec<Message>>> {
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | flags;
+        let (size, _) = self.receive_into(&mut [], peek)?;
+        let mut buffer = vec![0; size];
+        let (size, sender) = self.receive_into(&mut buffer, flags)?;
+        Ok((sender == Some(KERNEL)).then(|| split(&buffer[..size.min(buffer.len())])))
+    }
+
+    /// Length and sender's port.
+    fn receive_into(&self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<(usize, Option<u32>)> {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let received = recvmsg::<NetlinkAddr>(self.as_raw_fd(), &mut parts, None, flags)?;
+        Ok((received.bytes, received.address.map(|it| it.pid())))
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.raw.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Family {
+    fn protocol(self) -> isize {
+        match self {
+            Family::Route => NETLINK_ROUTE,
+            Family::Netfilter => NETLINK_NETFILTER,
+        }
     }
 }
 
@@ -304,6 +374,7 @@ fn split(mut bytes: &[u8]) -> Vec<Message> {
             kind: half(4),
             flags: half(6),
             sequence: word(8),
+            port: word(12),
             payload: payload.to_vec(),
         });
         bytes = bytes.get(align(length)..).unwrap_or_default();

@@ -209,15 +209,22 @@ impl Guard {
 /// # Errors
 /// What the kernel refused or does not list; the guard is then incomplete.
 pub fn apply(guard: &Guard) -> Result<Report, Error> {
-    let socket = open()?;
+    apply_with(&open()?, guard)
+}
+
+/// As [`apply`], by this socket.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_with(socket: &Socket, guard: &Guard) -> Result<Report, Error> {
     let mut guard = guard.clone();
     let mut report = Report::default();
     // A closed guard first: without a listing everything is added, and nothing is removed.
-    let (live, unread) = match read_with(&socket) {
+    let (live, unread) = match read_with(socket) {
         Ok(live) => (live, None),
         Err(error) => (Live::default(), Some(error)),
     };
-    adapt(&socket, &mut guard, &live, &mut report);
+    adapt(socket, &mut guard, &live, &mut report);
 
     let (missing_rules, mut obsolete_rules) = guard::compare(&guard.rules, &live.rules);
     let (missing_routes, _) = guard::compare(&guard.routes, &live.routes);
@@ -229,7 +236,7 @@ pub fn apply(guard: &Guard) -> Result<Report, Error> {
         missing_rules.into_iter().rev().partition(|rule| rule.action.opens());
     requests.extend(closing.into_iter().chain(opening).map(Request::add_rule));
     report.added = requests.len();
-    let mut refusals = perform(&socket, &requests)?;
+    let mut refusals = perform(socket, &requests)?;
 
     if !refusals.is_empty() {
         // What still closes stays while its successor is missing.
@@ -242,13 +249,13 @@ pub fn apply(guard: &Guard) -> Result<Report, Error> {
         .chain(obsolete_rules.iter().map(|(rule, message)| Request::delete_rule(rule, message)))
         .collect();
     report.removed = requests.len();
-    refusals.extend(perform(&socket, &requests)?);
+    refusals.extend(perform(socket, &requests)?);
     Error::unless_none(refusals)?;
     if let Some(error) = unread {
         return Err(error);
     }
     if report.added + report.removed > 0 {
-        let missing = read_with(&socket)?.missing(&guard);
+        let missing = read_with(socket)?.missing(&guard);
         if !missing.is_empty() {
             return Err(Error::Vanished(missing));
         }
@@ -317,13 +324,20 @@ pub fn read() -> Result<Live, Error> {
 /// # Errors
 /// What the kernel refused to remove.
 pub fn remove() -> Result<usize, Error> {
+    remove_with(&open()?)
+}
+
+/// As [`remove`], by this socket.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_with(socket: &Socket) -> Result<usize, Error> {
     /// Equal routes take a round each.
     const ROUNDS: usize = 4;
-    let socket = open()?;
     let mut removed = 0;
     let mut refusals = Vec::new();
     for _ in 0..ROUNDS {
-        let live = read_with(&socket)?;
+        let live = read_with(socket)?;
         if live.is_empty() {
             break;
         }
@@ -333,10 +347,10 @@ pub fn remove() -> Result<usize, Error> {
             .map(|(rule, message)| Request::delete_rule(rule, message))
             .chain(live.routes.iter().map(|(route, header)| Request::delete_route(route, header)))
             .collect();
-        refusals = perform(&socket, &requests)?;
+        refusals = perform(socket, &requests)?;
         removed += requests.len() - refusals.len();
     }
-    links::group(&socket, &Default::default())?;
+    links::group(socket, &Default::default())?;
     Error::unless_none(refusals)?;
     Ok(removed)
 }

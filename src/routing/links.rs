@@ -70,6 +70,7 @@ mod tests {
             loopback: false,
             ethernet: true,
             up: true,
+            running: true,
             group: 0,
             master: bridge,
             rx_bytes: 0,

@@ -1,0 +1,82 @@
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Attributes, Message, Socket};
+
+const RTM_GETADDR: u16 = 22;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+/// RT_SCOPE_LINK: from here on an address means nothing behind the link.
+const RT_SCOPE_LINK: u8 = 253;
+/// IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE.
+const UNUSABLE: u32 = 0x08 | 0x20 | 0x40;
+
+/// An address of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// Index of its link.
+    pub link: u32,
+    /// The local end.
+    pub address: IpAddr,
+    /// New connections may use it to reach further than the link: not link-local, not deprecated,
+    /// not waiting for duplicate address detection.
+    pub usable: bool,
+}
+
+/// Every address of the socket's namespace.
+///
+/// Read by hand, as [`super::links`] is, and for the same reason: an IPv4 address bears its link's
+/// name (IFA_LABEL), and netlink-packet-route drops one whose name is not UTF-8 (threat 44).
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn addresses(socket: &Socket) -> io::Result<Vec<Address>> {
+    /// `nlmsghdr` and an empty `ifaddrmsg`: both families.
+    const LENGTH: u32 = 24;
+    let mut request = Vec::new();
+    request.extend_from_slice(&LENGTH.to_ne_bytes());
+    request.extend_from_slice(&RTM_GETADDR.to_ne_bytes());
+    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.resize(LENGTH as usize, 0);
+    let mut addresses: Vec<Address> =
+        socket.dump_consistent(&request)?.iter().filter_map(read).collect();
+    addresses.sort();
+    Ok(addresses)
+}
+
+/// `ifaddrmsg`: family, prefix length, flags, scope, index; then attributes.
+fn read(message: &Message) -> Option<Address> {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    const IFA_FLAGS: u16 = 8;
+    let header = message.payload.get(..8)?;
+    let (mut flags, scope) = (u32::from(header[2]), header[3]);
+    let (mut address, mut local) = (None, None);
+    for (kind, value) in Attributes(&message.payload[8..]) {
+        match kind {
+            IFA_ADDRESS => address = ip(value),
+            // On a point-to-point link IFA_ADDRESS is the other end.
+            IFA_LOCAL => local = ip(value),
+            IFA_FLAGS => flags = value.try_into().ok().map(u32::from_ne_bytes)?,
+            _ => {}
+        }
+    }
+    let address = local.or(address)?;
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    Some(Address {
+        link: u32::from_ne_bytes(header[4..8].try_into().ok()?),
+        address,
+        usable: flags & UNUSABLE == 0 && scope < RT_SCOPE_LINK && !link_local,
+    })
+}
+
+fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
+        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+        _ => None,
+    }
+}
