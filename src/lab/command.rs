@@ -1,10 +1,12 @@
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use super::{demo, namespaces};
+use crate::dns::{Resolvers, Restarts};
 
 /// The kill switch's laboratory: everything happens in private network namespaces, nothing on this
 /// machine is touched.
@@ -26,12 +28,43 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
+    /// For tests in a container: sets or restores the container's own resolvers.
+    #[command(hide = true)]
+    Dns {
+        /// What to do.
+        action: Dns,
+        /// The tunnel's link.
+        interface: String,
+        /// Resolvers.
+        servers: Vec<IpAddr>,
+        /// A search domain.
+        #[arg(long)]
+        search: Vec<String>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dns {
+    /// Prints which way was used.
+    Set,
+    /// Prints what was found.
+    Restore,
+    /// Prints true or false.
+    IsSet,
+    /// Sets, and sets again after each restart of systemd-resolved, until killed.
+    Keep,
 }
 
 /// `killswitch-lab`.
 pub fn main() -> ExitCode {
     // First of all threads: namespaces are entered by one.
-    let Arguments { command: Command::Demo { json, program } } = Arguments::parse();
+    let (json, program) = match Arguments::parse().command {
+        Command::Demo { json, program } => (json, program),
+        Command::Dns { action, interface, servers, search } => {
+            let state_dir = "/var/lib/killswitch".into();
+            return dns(action, Resolvers { interface, servers, search, state_dir });
+        }
+    };
     if let Err(error) = namespaces::enter_private() {
         eprintln!("killswitch-lab: {error}");
         return ExitCode::FAILURE;
@@ -52,4 +85,49 @@ pub fn main() -> ExitCode {
         write!(out, "\n{}", verdicts.table(colour))
     };
     if verdicts.all_held() && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn dns(action: Dns, resolvers: Resolvers) -> ExitCode {
+    // systemd writes it in every container that it manages (systemd.io/CONTAINER_INTERFACE).
+    if !Path::new("/run/systemd/container").exists() {
+        eprintln!("killswitch-lab: refusing to change the resolvers of anything but a container");
+        return ExitCode::FAILURE;
+    }
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(change(action, &resolvers)));
+    match outcome {
+        Ok(words) => {
+            println!("{words}");
+            ExitCode::SUCCESS
+        }
+        Err(words) => {
+            eprintln!("killswitch-lab: {words}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn change(action: Dns, resolvers: &Resolvers) -> Result<String, String> {
+    let words = |error: crate::dns::Error| error.to_string();
+    let set = async || {
+        let link = nix::net::if_::if_nametoindex(resolvers.interface.as_str())
+            .map_err(|error| format!("{}: {error}", resolvers.interface))?;
+        resolvers.set(link).await.map_err(words)
+    };
+    match action {
+        Dns::Set => set().await.map(|used| used.to_string()),
+        Dns::Restore => resolvers.restore().await.map(|it| format!("{it:?}")).map_err(words),
+        Dns::IsSet => Ok(resolvers.is_set().await.to_string()),
+        Dns::Keep => {
+            let mut restarts = Restarts::listen().await.map_err(words)?;
+            set().await?;
+            while restarts.next().await.is_some() {
+                set().await?;
+            }
+            Err("the bus is gone".into())
+        }
+    }
 }
