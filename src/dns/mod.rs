@@ -46,7 +46,8 @@ pub struct Resolvers {
 pub enum Used {
     /// There are no resolvers to set.
     Nothing,
-    /// systemd-resolved: gone with the link or a restart of resolved (see [`Restarts`]).
+    /// systemd-resolved: gone with the link. It remembers across its own restarts by files in /run
+    /// only: set again after one (see [`Restarts`]).
     Resolved,
     /// NetworkManager's global configuration.
     NetworkManager,
@@ -159,7 +160,10 @@ impl Resolvers {
         };
         let by_note = network_manager::restore(&self.state_dir).await;
         let kept = file?;
-        by_manager?;
+        // While the file was ours, its keeper was not asked, and may not even be there.
+        if kept == Kept::Nothing {
+            by_manager?;
+        }
         by_note?;
         Ok(match kept {
             Kept::Foreign => Restored::KeptForeign,

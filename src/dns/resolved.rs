@@ -82,7 +82,7 @@ pub(super) async fn revert(link: u32) -> Result<(), Error> {
     in_time(WHO, async { Ok(manager().await?.revert_link(link).await?) }).await
 }
 
-/// Tells when systemd-resolved has started anew: it has then forgotten the tunnel's resolvers.
+/// Tells when systemd-resolved has started anew: it may then have forgotten the tunnel's resolvers.
 pub struct Restarts {
     owners: zbus::fdo::NameOwnerChangedStream,
 }
