@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::error::{Error, Result};
 use super::{demo, namespaces, setup, wireguard};
+use crate::dns::{Resolvers, Restarts};
 
 /// The kill switch's laboratory: everything happens in private network namespaces, nothing on this
 /// machine is touched.
@@ -28,6 +30,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
     },
+    /// For tests in a container: sets or restores the container's own resolvers.
+    #[command(hide = true)]
+    Dns {
+        /// What to do.
+        action: Dns,
+        /// The tunnel's link.
+        interface: String,
+        /// Resolvers.
+        servers: Vec<IpAddr>,
+        /// A search domain.
+        #[arg(long)]
+        search: Vec<String>,
+    },
     /// Is a userspace WireGuard, like wireguard-go. Also when called as killswitch-wireguard.
     #[command(hide = true)]
     Wireguard {
@@ -39,10 +54,26 @@ enum Command {
     },
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dns {
+    /// Prints which way was used.
+    Set,
+    /// Prints what was found.
+    Restore,
+    /// Prints true or false.
+    IsSet,
+    /// Sets, and sets again after each restart of systemd-resolved, until killed.
+    Keep,
+}
+
 /// `killswitch-lab`.
 pub fn main() -> ExitCode {
     match Arguments::parse_from(arguments()).command {
         Command::Demo { json, program } => show(json, program),
+        Command::Dns { action, interface, servers, search } => {
+            let state_dir = "/var/lib/killswitch".into();
+            dns(action, Resolvers { interface, servers, search, state_dir })
+        }
         Command::Wireguard { interface, .. } => match serve(&interface) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -94,4 +125,49 @@ fn show(json: bool, program: Option<PathBuf>) -> ExitCode {
         write!(out, "\n{}", verdicts.table(colour))
     };
     if verdicts.all_held() && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn dns(action: Dns, resolvers: Resolvers) -> ExitCode {
+    // systemd writes it in every container that it manages (systemd.io/CONTAINER_INTERFACE).
+    if !Path::new("/run/systemd/container").exists() {
+        eprintln!("killswitch-lab: refusing to change the resolvers of anything but a container");
+        return ExitCode::FAILURE;
+    }
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(change(action, &resolvers)));
+    match outcome {
+        Ok(words) => {
+            println!("{words}");
+            ExitCode::SUCCESS
+        }
+        Err(words) => {
+            eprintln!("killswitch-lab: {words}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn change(action: Dns, resolvers: &Resolvers) -> Result<String, String> {
+    let words = |error: crate::dns::Error| error.to_string();
+    let set = async || {
+        let link = nix::net::if_::if_nametoindex(resolvers.interface.as_str())
+            .map_err(|error| format!("{}: {error}", resolvers.interface))?;
+        resolvers.set(link).await.map_err(words)
+    };
+    match action {
+        Dns::Set => set().await.map(|used| used.to_string()),
+        Dns::Restore => resolvers.restore().await.map(|it| format!("{it:?}")).map_err(words),
+        Dns::IsSet => Ok(resolvers.is_set().await.to_string()),
+        Dns::Keep => {
+            let mut restarts = Restarts::listen().await.map_err(words)?;
+            set().await?;
+            while restarts.next().await.is_some() {
+                set().await?;
+            }
+            Err("the bus is gone".into())
+        }
+    }
 }
