@@ -144,8 +144,7 @@ pub(super) fn load_or_strictest(arguments: &Arguments) -> (Policy, Option<String
     match config::load(&arguments.config) {
         Ok(config) => (Policy::from_config(&config), None),
         Err(error) => {
-            let first = error.problems().first().map(|it| it.to_string()).unwrap_or_default();
-            let line = first.lines().next().unwrap_or_default().to_owned();
+            let line = error.summary();
             (Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
         }
     }

@@ -44,6 +44,7 @@ pub(super) struct TunnelDraft {
     pub(super) listen_port: Option<Placed<u16>>,
     pub(super) backend: Backend,
     pub(super) connect_at_start: bool,
+    pub(super) keep_at_stop: bool,
 }
 
 pub(super) struct ServerDraft {
@@ -142,6 +143,7 @@ fn read_tunnel(fields: &Fields<'_>, root: &Node, problems: &Problems) -> TunnelD
         listen_port: tunnel.integer("listen_port", 1..=65535),
         backend: tunnel.choice("backend", &backends).map_or(Backend::Auto, |backend| backend.value),
         connect_at_start: tunnel.boolean("connect_at_start", true),
+        keep_at_stop: tunnel.boolean("keep_at_stop", true),
     }
 }
 

@@ -114,6 +114,12 @@ impl Error {
         &self.problems
     }
 
+    /// The first problem in one line.
+    pub fn summary(&self) -> String {
+        let first = self.problems.first().map(ToString::to_string).unwrap_or_default();
+        first.lines().next().unwrap_or_default().to_owned()
+    }
+
     /// `None` if there is no problem.
     pub(super) fn from_problems(problems: Vec<Problem>) -> Option<Self> {
         (!problems.is_empty()).then_some(Error { problems })

@@ -183,6 +183,7 @@ impl Files {
             listen_port: tunnel.listen_port.map(|port| port.value),
             backend: tunnel.backend,
             connect_at_start: tunnel.connect_at_start,
+            keep_at_stop: tunnel.keep_at_stop,
         })
     }
 }

@@ -135,6 +135,8 @@ pub struct Tunnel {
     pub backend: Backend,
     /// Connect when the daemon starts.
     pub connect_at_start: bool,
+    /// Leave the tunnel up when the daemon stops; the lock stays anyway.
+    pub keep_at_stop: bool,
 }
 
 /// Who brings the tunnel's interface up.

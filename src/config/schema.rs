@@ -16,6 +16,7 @@ pub(super) const TUNNEL: &[&str] = &[
     "listen_port",
     "backend",
     "connect_at_start",
+    "keep_at_stop",
 ];
 pub(super) const SERVER: &[&str] = &[
     "name",

@@ -310,11 +310,11 @@ async fn restarted(listener: &mut Option<Restarts>) {
     if listener.is_none() {
         *listener = Restarts::listen().await.ok();
     }
-    match listener {
-        Some(restarts) if restarts.next().await.is_some() => {}
-        _ => {
-            *listener = None;
-            tokio::time::sleep(AGAIN).await;
-        }
+    if let Some(restarts) = listener
+        && restarts.next().await.is_some()
+    {
+        return;
     }
+    *listener = None;
+    tokio::time::sleep(AGAIN).await;
 }

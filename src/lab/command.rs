@@ -150,7 +150,7 @@ fn dns(action: Dns, resolvers: Resolvers) -> ExitCode {
     }
 }
 
-async fn change(action: Dns, resolvers: &Resolvers) -> Result<String, String> {
+async fn change(action: Dns, resolvers: &Resolvers) -> std::result::Result<String, String> {
     let words = |error: crate::dns::Error| error.to_string();
     let set = async || {
         let link = nix::net::if_::if_nametoindex(resolvers.interface.as_str())

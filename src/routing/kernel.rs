@@ -41,6 +41,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Nothing but that there is no IPv6: not in the kernel (EAFNOSUPPORT, EOPNOTSUPP), or disabled
+    /// on the link (EACCES, net/ipv6/route.c).
+    pub fn is_ipv6_missing(&self) -> bool {
+        const MISSING: [Errno; 3] = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EACCES];
+        let missing = |refusal: &Refusal| MISSING.contains(&Errno::from_raw(refusal.failure.errno));
+        matches!(self, Error::Refused(refusals) if refusals.iter().all(missing))
+    }
+
     pub(super) fn unless_none(refusals: Vec<Refusal>) -> Result<(), Error> {
         if refusals.is_empty() { Ok(()) } else { Err(Error::Refused(refusals)) }
     }
