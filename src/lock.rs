@@ -531,5 +531,5 @@ fn ends_here(expressions: &[Expression]) -> bool {
 
 /// The daemon holds this socket for as long as it lives.
 fn daemon_runs() -> bool {
-    std::os::unix::net::UnixStream::connect("/run/killswitch/control").is_ok()
+    std::os::unix::net::UnixStream::connect(crate::daemon::protocol::SOCKET).is_ok()
 }

@@ -44,11 +44,20 @@ pub enum Command {
     Unlock(Unlock),
     /// Apply the configuration, also to an open machine; if it cannot be used the old lock stays.
     Reload(Reload),
+    /// Bring the tunnel up, and wait until it is: through the servers in their order, or this one
+    /// first.
+    Connect(Connect),
+    /// Take the tunnel down. The lock stays: nothing leaves.
+    Disconnect,
+    /// A fresh handshake, with the present server first; wait for it.
+    Reconnect,
     /// Say what the kernel holds, the daemon dead or alive.
     ///
     /// Exit status: 0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or
     /// cannot tell.
-    Status,
+    Status(Status),
+    /// Print what happens, as it happens, until interrupted; with --json one document to a line.
+    Monitor,
     /// Validate a configuration; name what is legal but unwise.
     Check(File),
     /// Show what a configuration would change, each line marked "tightens" or "loosens".
@@ -63,6 +72,10 @@ pub enum Command {
     /// Show the whole thing in private network namespaces: nothing on this machine is touched, and no
     /// root is needed where user namespaces are allowed.
     Demo,
+    /// Keep the lock and the tunnel: what killswitch.service runs.
+    ///
+    /// SIGHUP reads the configuration anew. SIGTERM ends it; the lock stays.
+    Daemon,
     /// Print a completion script for a shell.
     #[command(hide = true)]
     Completions {
@@ -89,6 +102,21 @@ pub struct Unlock {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
+}
+
+/// Options of `connect`.
+#[derive(Debug, Args)]
+pub struct Connect {
+    /// The name of a [[server]].
+    pub server: Option<String>,
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Show it anew at every change, until interrupted.
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// Options of `reload`.

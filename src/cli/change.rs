@@ -1,13 +1,18 @@
 //! `lock`, `unlock`, `reload`: what changes the kernel.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
-use crate::config;
+use crate::config::{self, Config};
+use crate::daemon::client;
+use crate::daemon::protocol::{Reply, Request};
 use crate::lock::{self, Outcome};
+use crate::netfilter;
 use crate::policy::Policy;
 
 #[derive(Serialize)]
@@ -42,10 +47,72 @@ fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
         return Err(Failure::new(FAILED, session.explain()));
     }
-    let outcome = lock::lock(&policy)?;
+    let config = std::path::absolute(&arguments.config)?;
+    let outcome = by_daemon_or(&Request::Reload { config }, || lock::lock(&policy))?;
     report(arguments, &outcome, done);
     Ok(0)
 }
+
+/// A daemon that runs owns the tables, so it makes the change; otherwise we do.
+///
+/// One that hangs is killed: whoever sits at the console must always have a way. systemd then starts
+/// it anew, and with the tables' socket in systemd's store nothing opens meanwhile.
+fn by_daemon_or(
+    request: &Request,
+    directly: impl Fn() -> Result<Outcome, lock::Error>,
+) -> Result<Outcome, Failure> {
+    let begin = Instant::now();
+    let mut killed = false;
+    loop {
+        match client::ask(request, DAEMON_PATIENCE) {
+            Ok(Reply::Done { changed, degraded }) => {
+                return Ok(Outcome { changed, degraded, ..Outcome::default() });
+            }
+            Ok(Reply::Refused { error, code }) => return Err(Failure::new(code, error)),
+            Ok(Reply::Status(_)) => return Err(Failure::new(FAILED, "not an answer")),
+            Err(client::Error::Silent) if !killed => {
+                output::warning("the daemon does not answer: killing it");
+                client::kill()?;
+                killed = true;
+            }
+            Err(_) => match directly() {
+                Err(lock::Error::Netfilter(netfilter::Error::Owned { .. }))
+                    if begin.elapsed() < RELEASE_PATIENCE =>
+                {
+                    // The daemon is being started, or systemd keeps the socket of one that is gone.
+                    release_stored_owner();
+                }
+                other => return Ok(other?),
+            },
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// For an answer: the daemon never blocks for long, but reads and applies a configuration.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
+/// For a killed daemon's successor, or for systemd to let go of the tables' owner.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the service is stopped, its store of descriptors may still hold the tables' socket.
+fn release_stored_owner() {
+    let systemctl = |arguments: &[&str]| {
+        Command::new("systemctl")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if !systemctl(&["--quiet", "is-active", SERVICE]) {
+        systemctl(&["clean", "--what=fdstore", SERVICE]);
+    }
+}
+
+/// The daemon's unit.
+const SERVICE: &str = "killswitch.service";
 
 /// Who may not lock at all is told so, rather than that the file may not be read.
 fn unless_forbidden(error: &config::Error) -> Failure {
@@ -100,7 +167,8 @@ pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Fail
     if !options.yes && !confirmed()? {
         return Err(Failure::new(FAILED, "not unlocked"));
     }
-    let changed = lock::unlock()?;
+    let open = || lock::unlock().map(|changed| Outcome { changed, ..Outcome::default() });
+    let changed = by_daemon_or(&Request::Unlock, open)?.changed;
     if arguments.json {
         output::json(&Report { locked: false, changed, degraded: &[], error: None });
     } else if changed {
@@ -140,12 +208,18 @@ fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
 }
 
 /// The configuration's policy; or the strictest, and why it stands in.
-pub(super) fn load_or_strictest(arguments: &Arguments) -> (Policy, Option<String>) {
+pub(super) fn load_or_strictest(
+    arguments: &Arguments,
+) -> (Option<Config>, Policy, Option<String>) {
     match config::load(&arguments.config) {
-        Ok(config) => (Policy::from_config(&config), None),
+        Ok(config) => {
+            let policy = Policy::from_config(&config);
+            (Some(config), policy, None)
+        }
         Err(error) => {
             let line = error.summary();
-            (Policy::strictest(), Some(format!("the configuration cannot be used: {line}")))
+            let complaint = format!("the configuration cannot be used: {line}");
+            (None, Policy::strictest(), Some(complaint))
         }
     }
 }

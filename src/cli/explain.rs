@@ -12,7 +12,7 @@ use crate::ruleset::model::{Connection, LinkView, Packet, State, Verdict};
 use crate::ruleset::{self, Ruleset, text};
 
 pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Failure> {
-    let (policy, complaint) = load_or_strictest(arguments);
+    let (_, policy, complaint) = load_or_strictest(arguments);
     if let Some(complaint) = &complaint {
         warning(&format!("{complaint}; this is what the strictest lock does"));
     }

@@ -15,6 +15,7 @@ mod inspect;
 mod output;
 mod ssh;
 mod status;
+mod tunnel;
 
 use args::{Arguments, Command};
 
@@ -56,6 +57,26 @@ impl From<crate::config::Error> for Failure {
     }
 }
 
+impl From<crate::daemon::client::Error> for Failure {
+    fn from(error: crate::daemon::client::Error) -> Self {
+        use crate::daemon::client::Error::{Io, NotRunning, Silent};
+        match error {
+            NotRunning => Failure::new(
+                FAILED,
+                "the daemon does not run\nhelp: systemctl start killswitch; the lock does not need it",
+            ),
+            Silent => Failure::new(
+                FAILED,
+                "the daemon does not answer\nhelp: systemctl restart killswitch; the lock stays",
+            ),
+            Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                Failure::new(NOT_PERMITTED, "only root may talk to the daemon")
+            }
+            other => Failure::new(FAILED, other.to_string()),
+        }
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Failure::new(FAILED, error.to_string())
@@ -83,7 +104,12 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Lock(options) => change::lock(arguments, options),
         Command::Unlock(options) => change::unlock(arguments, options),
         Command::Reload(options) => change::reload(arguments, options),
-        Command::Status => status::status(arguments),
+        Command::Connect(options) => tunnel::connect(arguments, options),
+        Command::Disconnect => tunnel::disconnect(arguments),
+        Command::Reconnect => tunnel::reconnect(arguments),
+        Command::Status(options) => status::status(arguments, options),
+        Command::Monitor => tunnel::monitor(arguments),
+        Command::Daemon => daemon(arguments),
         Command::Check(options) => inspect::check(arguments, options),
         Command::Plan(options) => inspect::plan(arguments, options),
         Command::Rules(options) => inspect::rules(arguments, options),
@@ -93,5 +119,15 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
             output::completions(*shell);
             Ok(0)
         }
+    }
+}
+
+fn daemon(arguments: &Arguments) -> Result<u8, Failure> {
+    // Who may not lock is told so at once, instead of a daemon that tries for ever.
+    crate::lock::permitted()?;
+    let path = std::path::absolute(&arguments.config)?;
+    match crate::daemon::run(&path) {
+        Ok(()) => Ok(0),
+        Err(error) => Err(Failure::new(FAILED, error.to_string())),
     }
 }

@@ -4,6 +4,10 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::signal::{self, Signal};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
+
 use super::protocol::{Entry, Reply, Request, SOCKET};
 
 /// Why there is no answer.
@@ -50,6 +54,16 @@ pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Error> {
 pub fn monitor() -> Result<impl Iterator<Item = io::Result<Entry>>, Error> {
     let lines = send(&Request::Monitor, None)?.lines();
     Ok(lines.map(|line| Ok(serde_json::from_str(&line?)?)))
+}
+
+/// Kills the daemon that listens, whatever it is doing. The lock outlives it.
+///
+/// # Errors
+/// [`Error`]; those of `kill(2)`.
+pub fn kill() -> Result<(), Error> {
+    let stream = UnixStream::connect(SOCKET)?;
+    let daemon = getsockopt(&stream, sockopt::PeerCredentials).map_err(io::Error::from)?.pid();
+    Ok(signal::kill(Pid::from_raw(daemon), Signal::SIGKILL).map_err(io::Error::from)?)
 }
 
 fn send(request: &Request, patience: Option<Duration>) -> Result<BufReader<UnixStream>, Error> {

@@ -17,6 +17,7 @@ use super::{Error, Plan, system};
 use crate::config::{self, Config};
 use crate::engine::{Command, Effect, Engine, Event, Layer, Reading, State, Time};
 use crate::lock::{self, Keeper, Outcome};
+use crate::netlink::Family;
 use crate::policy::Policy;
 use crate::watch::{Change, Culprit, Observer, Sleep, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
@@ -61,13 +62,15 @@ struct Daemon {
     lanes: Lanes,
     reports: UnboundedReceiver<Report>,
     watch: Watch,
+    /// What these sockets change is our own doing.
+    own_ports: Vec<(Family, u32)>,
     observer: Observer,
     sleep: Option<Sleep>,
     alarm: Option<TrafficAlarm>,
     announcer: Announcer,
     calls: mpsc::Receiver<Call>,
-    /// Answers that wait for the lock's lane.
-    waiting: Vec<(Awaited, oneshot::Sender<Reply>)>,
+    /// Who waits for the lock to be open.
+    waiting: Vec<oneshot::Sender<Reply>>,
     /// A new configuration, whose policy the lock's lane is applying.
     coming: Option<(Config, Option<oneshot::Sender<Reply>>)>,
     /// Since when effects have been with their lanes.
@@ -85,12 +88,6 @@ struct Daemon {
     told: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaited {
-    Held,
-    Unlocked,
-}
-
 impl Daemon {
     async fn start(path: &Path, plan: Plan) -> Result<Self, Error> {
         let Plan { config, policy, settings, complaint } = plan;
@@ -102,10 +99,11 @@ impl Daemon {
             Vec::new()
         });
         let mut keeper = Keeper::adopt(parked).map_err(Error::Kernel)?;
-        match keeper.ports() {
-            Ok(ports) => ports.into_iter().for_each(|(family, port)| watch.disregard(family, port)),
-            Err(error) => tracing::warn!(%error, "our own changes cannot be told from others'"),
-        }
+        let own_ports = keeper.ports().unwrap_or_else(|error| {
+            tracing::warn!(%error, "our own changes cannot be told from others'");
+            Vec::new()
+        });
+        own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
         let (lanes, reports) =
             Lanes::start(keeper, policy.clone(), config.as_ref()).map_err(Error::Thread)?;
         let announcer = Announcer::new();
@@ -131,6 +129,7 @@ impl Daemon {
             lanes,
             reports,
             watch,
+            own_ports,
             observer,
             sleep,
             alarm: None,
@@ -207,21 +206,15 @@ impl Daemon {
 
     fn held(&mut self, result: Result<Outcome, String>) {
         let effect = Effect::HoldLock;
-        let reply = match &result {
+        match result {
             Ok(outcome) => {
                 if outcome.changed && std::mem::take(&mut self.disturbed) {
                     self.repairs += 1;
                     tracing::warn!(REPAIRS = self.repairs, "the lock was changed by others: mended");
                     self.tell(protocol::Event::Repaired { repairs: self.repairs });
                 }
-                self.lock_degraded = outcome.degraded.clone();
-                Reply::Done { changed: outcome.changed, degraded: outcome.degraded.clone() }
-            }
-            Err(why) => control::refused(why.clone()),
-        };
-        self.answer(Awaited::Held, &reply);
-        match result {
-            Ok(_) => {
+                self.disturbed = false;
+                self.lock_degraded = outcome.degraded;
                 self.failing.remove(&name(&effect));
                 self.decide(Event::Done(effect));
                 if !std::mem::replace(&mut self.ready, true) {
@@ -241,11 +234,11 @@ impl Daemon {
             Ok(changed) => {
                 tracing::warn!("unlocked by an administrator: everything may leave in clear");
                 self.lock_degraded.clear();
-                self.answer(Awaited::Unlocked, &Reply::Done { changed, degraded: Vec::new() });
+                self.answer(&Reply::Done { changed, degraded: Vec::new() });
                 self.decide(Event::Done(effect));
             }
             Err(why) => {
-                self.answer(Awaited::Unlocked, &control::refused(why.clone()));
+                self.answer(&control::refused(why.clone()));
                 self.failed(&effect, &why);
                 self.decide(Event::Failed(effect, why));
             }
@@ -353,7 +346,8 @@ impl Daemon {
     async fn watch_anew(&mut self, error: &std::io::Error) {
         tracing::error!(%error, "the kernel's events cannot be read; listening anew");
         sleep(PAUSE).await;
-        if let Ok(watch) = Watch::open() {
+        if let Ok(mut watch) = Watch::open() {
+            self.own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
             self.watch = watch;
         }
         self.decide(Event::Disturbed(Layer::Tables));
@@ -425,15 +419,8 @@ impl Daemon {
             },
             Request::Disconnect => self.command(Command::Disconnect),
             Request::Reconnect => self.command(Command::Reconnect),
-            Request::Lock => {
-                self.waiting.push((Awaited::Held, answer));
-                self.decide(Event::Command(Command::Lock));
-                // Also where the engine sees no need: the caller wants it verified.
-                self.decide(Event::Disturbed(Layer::Tables));
-                return;
-            }
             Request::Unlock => {
-                self.waiting.push((Awaited::Unlocked, answer));
+                self.waiting.push(answer);
                 return self.decide(Event::Command(Command::Unlock));
             }
             Request::Reload { config } if config != self.path => control::refused(format!(
@@ -486,12 +473,9 @@ impl Daemon {
         Ok(())
     }
 
-    fn answer(&mut self, awaited: Awaited, reply: &Reply) {
-        let (now, later) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(what, _)| *what == awaited);
-        self.waiting = later;
-        for (_, answer) in now {
+    fn answer(&mut self, reply: &Reply) {
+        for answer in self.waiting.drain(..) {
+            // The caller may have gone.
             let _ = answer.send(reply.clone());
         }
     }

@@ -20,11 +20,9 @@ pub enum Request {
     Disconnect,
     /// A fresh handshake, with the present server first.
     Reconnect,
-    /// Lock as the configuration says.
-    Lock,
     /// Open the lock.
     Unlock,
-    /// Read the configuration anew and apply it.
+    /// Read the configuration anew and apply it, also to an open machine.
     Reload {
         /// The file that the caller means; it must be the daemon's.
         config: PathBuf,
