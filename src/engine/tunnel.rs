@@ -696,6 +696,11 @@ impl Engine {
         }
     }
 
+    /// Whether a peer is set and listened to.
+    pub(super) fn uses_tunnel(&self) -> bool {
+        !matches!(self.phase, Phase::Off | Phase::Lost(_))
+    }
+
     fn candidate(&self) -> Option<Candidate> {
         match self.phase {
             Phase::Up(session) | Phase::Lost(Lost { session: Some(session), .. }) => {
