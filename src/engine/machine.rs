@@ -277,7 +277,8 @@ impl Engine {
             Effect::SetPeer(candidate) => self.awaits_handshake_of() == Some(*candidate),
             Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic => self.uses_tunnel(),
             Effect::Announce(_) => false,
-            Effect::EnsureLink | Effect::EnsureRoutes | Effect::SetDns => self.keeps_tunnel(),
+            Effect::EnsureRoutes => self.keeps_tunnel() && self.link.built,
+            Effect::EnsureLink | Effect::SetDns => self.keeps_tunnel(),
         }
     }
 

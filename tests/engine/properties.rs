@@ -9,7 +9,7 @@ use crate::dice::Dice;
 use crate::world::{MS, SECOND, World, settings};
 
 /// Random sequences in all, over all threads.
-const SEQUENCES: u64 = 20_000;
+const SEQUENCES: u64 = 1_000_000;
 const EVENTS: u64 = 24;
 
 /// Of so many sequences, one is followed until the machine rests.

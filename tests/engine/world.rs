@@ -59,6 +59,8 @@ pub struct World {
     pub dice: Dice,
     pub settings: Settings,
     pub network: Network,
+    /// Whether the engine knows of uplinks in both families: then it need not wait for one.
+    both_ways_told: bool,
     /// When the engine hears of the network's last change.
     news_at: Option<Time>,
     pub queue: VecDeque<Effect>,
@@ -105,6 +107,7 @@ impl World {
                 v6: None,
                 tunnel: TunnelLink::Absent,
             },
+            both_ways_told: false,
             news_at: None,
             queue: VecDeque::new(),
             peer: None,
@@ -149,6 +152,9 @@ impl World {
             Event::Command(Command::Lock) => (self.open, self.disturbed) = (false, true),
             Event::LinkAppeared | Event::Disturbed(_) => self.disturbed = !self.open,
             Event::Configured(settings) => self.settings = settings.clone(),
+            Event::Network(network) | Event::Started { network, .. } => {
+                self.both_ways_told = network.v4.is_some() && network.v6.is_some();
+            }
             _ => {}
         }
         let failed = match &event {
@@ -204,10 +210,8 @@ impl World {
             Effect::Unlock => self.open,
             Effect::Announce(_) | Effect::SetPeer(_) => false,
             Effect::RestoreDns | Effect::RemoveLink => *self.engine.state() == State::Disconnected,
-            Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic => {
-                matches!(self.engine.state(), State::Connected(_))
-                    && self.network.v4.is_some()
-                    && self.network.v6.is_some()
+            Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic | Effect::EnsureRoutes => {
+                matches!(self.engine.state(), State::Connected(_)) && self.both_ways_told
             }
             _ => matches!(
                 self.engine.state(),
