@@ -238,12 +238,14 @@ impl Engine {
         self.troubles.failed(effect, why, retry, now);
     }
 
-    /// Whether this effect is tried again on its own. Probes, readings and watching have their
-    /// times in the tunnel's phase, and without a link nothing can be set on it.
+    /// Whether this effect is tried again on its own. Without a link nothing can be done on it; and
+    /// whoever cannot watch traffic reads until there is none, and then tries to watch again.
     fn retries(&self, effect: &Effect) -> bool {
         match effect {
-            Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic => false,
-            Effect::SetPeer(_) | Effect::EnsureRoutes => !self.troubles.has(&Effect::EnsureLink),
+            Effect::WatchTraffic => false,
+            Effect::SetPeer(_) | Effect::EnsureRoutes | Effect::Probe => {
+                !self.troubles.has(&Effect::EnsureLink)
+            }
             _ => true,
         }
     }
@@ -273,8 +275,10 @@ impl Engine {
             Effect::Unlock => self.lock.open,
             Effect::RestoreDns | Effect::RemoveLink => !self.keeps_tunnel(),
             Effect::SetPeer(candidate) => self.awaits_handshake_of() == Some(*candidate),
+            Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic => self.uses_tunnel(),
             Effect::Announce(_) => false,
-            _ => self.keeps_tunnel(),
+            Effect::EnsureRoutes => self.keeps_tunnel() && self.link.built,
+            Effect::EnsureLink | Effect::SetDns => self.keeps_tunnel(),
         }
     }
 

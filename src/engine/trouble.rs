@@ -48,7 +48,8 @@ impl Troubles {
 
     /// There is a link again: what failed for want of one is due, unless it is under way.
     pub(super) fn link_is_there(&mut self, under_way: impl Fn(&Effect) -> bool, now: Time) {
-        let on_link = |it: &Effect| matches!(it, Effect::SetPeer(_) | Effect::EnsureRoutes);
+        let on_link =
+            |it: &Effect| matches!(it, Effect::SetPeer(_) | Effect::EnsureRoutes | Effect::Probe);
         for it in self.0.iter_mut().filter(|it| on_link(&it.effect) && !under_way(&it.effect)) {
             it.retry_at.get_or_insert(now);
         }

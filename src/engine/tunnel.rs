@@ -137,7 +137,7 @@ impl Engine {
             return;
         }
         if self.link_vanished() {
-            return self.rebuild();
+            return self.rebuild(now);
         }
         match self.phase {
             Phase::Off => {}
@@ -629,10 +629,12 @@ impl Engine {
     }
 
     /// A link that vanished, or went down, took its session and its routes along.
-    fn rebuild(&mut self) {
+    fn rebuild(&mut self, now: Time) {
         self.link.built = false;
-        match &mut self.phase {
-            Phase::Lost(lost) => lost.session = None,
+        match self.phase {
+            Phase::Lost(Lost { brief, .. }) => {
+                self.network_while_lost(Lost { session: None, brief }, now);
+            }
             _ => {
                 let first = self.candidate();
                 self.begin(Wishes { first, ..Wishes::default() });
@@ -694,6 +696,11 @@ impl Engine {
             Phase::Resting(rest) => Some(rest.candidate),
             _ => None,
         }
+    }
+
+    /// Whether a peer is set and listened to.
+    pub(super) fn uses_tunnel(&self) -> bool {
+        !matches!(self.phase, Phase::Off | Phase::Lost(_))
     }
 
     fn candidate(&self) -> Option<Candidate> {

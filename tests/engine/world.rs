@@ -1,0 +1,394 @@
+//! A machine with two uplinks, some servers and an executor, just real enough to answer the engine.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use killswitch::engine::{
+    Candidate, Command, Effect, Engine, Event, Network, Reading, Server, Settings, State, Time,
+    TunnelLink, Uplink,
+};
+
+use crate::dice::Dice;
+
+pub const MS: Duration = Duration::from_millis(1);
+/// Why effects fail that were asked for.
+const BAD_LUCK: &str = "bad luck";
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// Bytes of a WireGuard initiation, response, and of a small packet of data.
+const INITIATION: u64 = 148;
+const RESPONSE: u64 = 92;
+const SMALL: u64 = 96;
+
+/// Servers a (IPv4 and IPv6), b and c (IPv4).
+pub fn settings() -> Settings {
+    let server = |name: &str, endpoints: &[&str]| Server {
+        name: name.to_owned(),
+        endpoints: endpoints.iter().map(|it| it.parse().unwrap()).collect(),
+    };
+    Settings {
+        managed: true,
+        servers: vec![
+            server("a", &["192.0.2.1:1", "[2001:db8::1]:1"]),
+            server("b", &["192.0.2.2:1"]),
+            server("c", &["192.0.2.3:1"]),
+        ],
+        connect_at_start: true,
+    }
+}
+
+pub fn uplink(link: u32, address: &str) -> Uplink {
+    Uplink { link, gateway: None, addresses: vec![address.parse().unwrap()] }
+}
+
+/// What the world's inhabitants do by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    None,
+    /// Every packet is answered.
+    BothWays,
+    /// Nothing is answered but by WireGuard's keepalive.
+    OneWay,
+}
+
+pub struct World {
+    pub engine: Engine,
+    pub now: Time,
+    pub dice: Dice,
+    pub settings: Settings,
+    pub network: Network,
+    /// Whether the engine knows of uplinks in both families: then it need not wait for one.
+    both_ways_told: bool,
+    /// When the engine hears of the network's last change.
+    news_at: Option<Time>,
+    pub queue: VecDeque<Effect>,
+    peer: Option<SocketAddr>,
+    handshake: Option<Time>,
+    received: u64,
+    sent: u64,
+    answered_at: Time,
+    /// Endpoints of servers that are dead.
+    pub dead: Vec<SocketAddr>,
+    pub answers_probes: bool,
+    watched: bool,
+    pub traffic: Traffic,
+    traffic_at: Time,
+    /// One of so many effects fails; 0: none.
+    pub failing: usize,
+    /// The longest that an effect takes.
+    pub slowness: Duration,
+    /// An administrator opened the lock.
+    pub open: bool,
+    /// Something changed the lock, and it was not held since.
+    disturbed: bool,
+    pub events: u64,
+    pub effects: Vec<(Time, Effect)>,
+    /// Keep every effect, not only the last event's.
+    pub keep: bool,
+    /// Print what happens.
+    pub traced: bool,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        World::with(settings(), seed)
+    }
+
+    pub fn with(settings: Settings, seed: u64) -> Self {
+        World {
+            engine: Engine::new(settings.clone(), seed),
+            now: 1000 * SECOND,
+            dice: Dice::new(seed),
+            settings,
+            network: Network {
+                v4: Some(uplink(2, "198.51.100.2")),
+                v6: None,
+                tunnel: TunnelLink::Absent,
+            },
+            both_ways_told: false,
+            news_at: None,
+            queue: VecDeque::new(),
+            peer: None,
+            handshake: None,
+            received: 0,
+            sent: 0,
+            answered_at: Duration::ZERO,
+            dead: Vec::new(),
+            answers_probes: true,
+            watched: false,
+            traffic: Traffic::None,
+            traffic_at: Duration::ZERO,
+            failing: 0,
+            slowness: MS,
+            open: false,
+            disturbed: false,
+            events: 0,
+            effects: Vec::new(),
+            keep: false,
+            traced: false,
+        }
+    }
+
+    pub fn start(&mut self) {
+        let tunnel = self.peer.map(|_| self.reading());
+        self.disturbed = true;
+        self.feed(Event::Started { network: self.network.clone(), tunnel });
+    }
+
+    /// Started, connected, and idle.
+    pub fn connected(seed: u64) -> Self {
+        let mut world = World::new(seed);
+        world.start();
+        world.run(10 * SECOND);
+        world
+    }
+
+    /// Gives the engine an event and holds its answer against what must always be.
+    pub fn feed(&mut self, event: Event) -> usize {
+        match &event {
+            Event::Command(Command::Unlock) => (self.open, self.disturbed) = (true, false),
+            Event::Command(Command::Lock) => (self.open, self.disturbed) = (false, true),
+            Event::LinkAppeared | Event::Disturbed(_) => self.disturbed = !self.open,
+            Event::Configured(settings) => self.settings = settings.clone(),
+            Event::Network(network) | Event::Started { network, .. } => {
+                self.both_ways_told = network.v4.is_some() && network.v6.is_some();
+            }
+            _ => {}
+        }
+        let failed = match &event {
+            Event::Failed(effect, why) if why == BAD_LUCK => Some(effect.clone()),
+            _ => None,
+        };
+        self.events += 1;
+        if self.traced {
+            println!("{:?} {event:?}", self.now);
+        }
+        let effects = self.engine.handle(event, self.now);
+        if self.traced {
+            println!("    {effects:?} {:?} {:?}", self.engine.state(), self.engine.deadline());
+        }
+        self.judge(&effects, failed);
+        if !self.keep {
+            self.effects.clear();
+        }
+        self.effects.extend(effects.iter().map(|it| (self.now, it.clone())));
+        let count = effects.len();
+        self.queue.extend(effects);
+        count
+    }
+
+    fn judge(&self, effects: &[Effect], failed: Option<Effect>) {
+        assert!(effects.len() <= 12, "so many effects of one event: {effects:?}");
+        for effect in effects {
+            match effect {
+                Effect::Unlock => assert!(self.open, "opened without being told to"),
+                Effect::HoldLock => assert!(!self.open, "locked after an unlock"),
+                Effect::Announce(_) | Effect::ReadTunnel | Effect::Probe => {}
+                Effect::RestoreDns | Effect::RemoveLink => {}
+                _ => assert!(self.settings.managed, "{effect:?} of a tunnel that is not ours"),
+            }
+        }
+        if let Some(deadline) = self.engine.deadline() {
+            assert!(deadline > self.now, "a deadline that has passed");
+            assert!(deadline <= self.now + 60 * SECOND, "no sign of life for a minute");
+        }
+        if let Some(failed) = failed {
+            self.judge_failure(effects, &failed);
+        }
+        let held = self.queue.contains(&Effect::HoldLock)
+            || effects.contains(&Effect::HoldLock)
+            || self.engine.deadline().is_some() && !self.engine.degraded().is_empty();
+        assert!(!self.disturbed || held, "the lock was disturbed and nothing is done");
+    }
+
+    /// What failed and is still wanted is tried again or told.
+    fn judge_failure(&self, effects: &[Effect], failed: &Effect) {
+        let wanted = match failed {
+            Effect::HoldLock => !self.open,
+            Effect::Unlock => self.open,
+            Effect::Announce(_) | Effect::SetPeer(_) => false,
+            Effect::RestoreDns | Effect::RemoveLink => *self.engine.state() == State::Disconnected,
+            Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic | Effect::EnsureRoutes => {
+                matches!(self.engine.state(), State::Connected(_)) && self.both_ways_told
+            }
+            _ => matches!(
+                self.engine.state(),
+                State::Waiting | State::Connecting(_) | State::Connected(_)
+            ),
+        };
+        if wanted && !effects.contains(failed) && !self.queue.contains(failed) {
+            assert!(!self.engine.degraded().is_empty(), "{failed:?} failed, nobody says so");
+        }
+    }
+
+    /// Lets the next thing happen, if one happens until then.
+    pub fn step(&mut self, until: Time) -> bool {
+        let busy = !self.queue.is_empty();
+        let executed = busy.then(|| {
+            self.now + Duration::from_micros(self.dice.number() % self.slowness.as_micros() as u64)
+        });
+        let traffic = (self.traffic != Traffic::None).then(|| self.traffic_at.max(self.now));
+        let deadline = self.engine.deadline();
+        let times = [executed, self.news_at, traffic, deadline];
+        let Some(next) = times.into_iter().flatten().min().filter(|it| *it <= until) else {
+            self.now = self.now.max(until);
+            return false;
+        };
+        self.now = self.now.max(next);
+        if traffic == Some(next) {
+            self.send();
+        } else if self.news_at == Some(next) {
+            self.news_at = None;
+            self.feed(Event::Network(self.network.clone()));
+        } else if executed == Some(next) {
+            self.execute();
+        } else {
+            self.feed(Event::Tick);
+        }
+        true
+    }
+
+    pub fn run(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        while self.step(until) {}
+    }
+
+    /// Until this holds; panics if it does not within the time.
+    pub fn run_until(&mut self, within: Duration, holds: impl Fn(&World) -> bool) -> Duration {
+        let begin = self.now;
+        while !holds(self) {
+            assert!(self.step(begin + within), "not within {within:?}: {:?}", self.engine);
+        }
+        self.now - begin
+    }
+
+    /// The network changed: the engine will hear of it.
+    pub fn tell(&mut self, after: Duration) {
+        self.news_at = Some(self.now + after);
+    }
+
+    pub fn is_connected(&self) -> bool {
+        matches!(self.engine.state(), State::Connected(_))
+    }
+
+    /// Nothing happens any more unless somebody does something.
+    pub fn rests(&self) -> bool {
+        self.queue.is_empty() && self.engine.deadline().is_none() && self.news_at.is_none()
+    }
+
+    /// The first time at which a peer was set since the log was cleared.
+    pub fn peer_set(&self) -> Option<(Time, Candidate)> {
+        self.effects.iter().find_map(|(at, it)| match it {
+            Effect::SetPeer(candidate) => Some((*at, *candidate)),
+            _ => None,
+        })
+    }
+
+    /// Performs the executor's next effect.
+    pub fn execute(&mut self) {
+        let Some(effect) = self.queue.pop_front() else { return };
+        if self.failing > 0 && self.dice.once_in(self.failing) || !self.apply(&effect) {
+            self.feed(Event::Failed(effect, BAD_LUCK.to_owned()));
+        } else {
+            if effect == Effect::ReadTunnel {
+                let reading = self.reading();
+                self.feed(Event::Tunnel(reading));
+            }
+            self.feed(Event::Done(effect));
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect) -> bool {
+        let up = self.network.tunnel == TunnelLink::Up;
+        match effect {
+            Effect::HoldLock => self.disturbed = false,
+            Effect::EnsureLink if !up => {
+                self.network.tunnel = TunnelLink::Up;
+                self.tell(self.slowness);
+            }
+            Effect::RemoveLink if up => {
+                (self.network.tunnel, self.peer) = (TunnelLink::Absent, None);
+                self.tell(self.slowness);
+            }
+            Effect::SetPeer(candidate) => {
+                let server = self.settings.servers.get(candidate.server);
+                let known = server.is_some_and(|it| it.endpoints.contains(&candidate.endpoint));
+                if !known || !up {
+                    return false;
+                }
+                self.peer = Some(candidate.endpoint);
+                (self.handshake, self.received, self.sent) = (None, 0, 0);
+            }
+            Effect::Probe => {
+                if !up {
+                    return false;
+                }
+                self.packet(self.answers_probes.then_some(SMALL));
+            }
+            Effect::ReadTunnel | Effect::EnsureRoutes => return up,
+            Effect::WatchTraffic => self.watched = up,
+            _ => {}
+        }
+        true
+    }
+
+    fn reading(&self) -> Reading {
+        let candidate = self.peer.and_then(|endpoint| {
+            let server =
+                self.settings.servers.iter().position(|it| it.endpoints.contains(&endpoint))?;
+            Some(Candidate { server, endpoint })
+        });
+        Reading {
+            candidate,
+            handshake_age: self.handshake.map(|at| self.now - at),
+            received: self.received,
+            sent: self.sent,
+        }
+    }
+
+    /// Whether the peer's server can be heard.
+    fn hears(&self) -> bool {
+        let Some(peer) = self.peer else { return false };
+        let uplink = if peer.is_ipv4() { &self.network.v4 } else { &self.network.v6 };
+        uplink.is_some() && !self.dead.contains(&peer)
+    }
+
+    /// A packet goes into the tunnel, and perhaps one comes back.
+    fn packet(&mut self, answer: Option<u64>) {
+        let valid = self.handshake.is_some_and(|at| self.now - at < 180 * SECOND);
+        if !valid && self.peer.is_some() {
+            self.sent += INITIATION;
+            if !self.hears() {
+                return;
+            }
+            self.received += RESPONSE;
+            (self.handshake, self.answered_at) = (Some(self.now), self.now);
+        }
+        if self.peer.is_none() {
+            return;
+        }
+        self.sent += SMALL;
+        if !self.hears() {
+            return;
+        }
+        let keepalive = self.now - self.answered_at >= 10 * SECOND;
+        if let Some(bytes) = answer.or(keepalive.then_some(32)) {
+            self.received += bytes;
+            self.answered_at = self.now;
+        }
+    }
+
+    /// Somebody's traffic.
+    fn send(&mut self) {
+        self.traffic_at = self.now + 100 * MS;
+        if self.network.tunnel != TunnelLink::Up {
+            return;
+        }
+        self.packet((self.traffic == Traffic::BothWays).then_some(1000));
+        if std::mem::take(&mut self.watched) {
+            self.feed(Event::Sent);
+        }
+    }
+}
