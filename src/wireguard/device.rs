@@ -21,6 +21,8 @@ use crate::netlink;
 const DEFAULT_MTU: u16 = 1420;
 
 /// The tunnel's WireGuard, in the caller's network namespace. Dropping it leaves the tunnel as it is.
+///
+/// One call at a time: two that make the link would get into each other's way.
 pub struct Device {
     interface: String,
     backend: Backend,
@@ -234,17 +236,15 @@ impl Device {
         }
         let Some(link) = links.find(&self.interface)? else { return Ok(None) };
         match self.kind_if_ours(&link) {
-            Some(kind) if self.host(kind).is_ok() => Ok(Some((link, kind))),
-            Some(kind) => {
-                tracing::warn!(
-                    link = link.name,
-                    ?kind,
-                    "the tunnel's link does not answer: \
-                    making it anew"
-                );
-                self.remove(links, &link)?;
-                Ok(None)
-            }
+            // The kernel does not hang: what it refuses, it would refuse of a new link, too.
+            Some(Kind::Kernel) => Ok(Some((link, Kind::Kernel))),
+            Some(Kind::Userspace) => match self.host(Kind::Userspace) {
+                Ok(_) => Ok(Some((link, Kind::Userspace))),
+                Err(error) => {
+                    tracing::warn!(link = link.name, %error, "making the tunnel's link anew");
+                    self.remove(links, &link).map(|()| None)
+                }
+            },
             None if self.has_our_key(&link) => {
                 tracing::info!(
                     link = link.name,
@@ -252,8 +252,7 @@ impl Device {
                     "the tunnel's link is not of \
                     the configured backend: making it anew"
                 );
-                self.remove(links, &link)?;
-                Ok(None)
+                self.remove(links, &link).map(|()| None)
             }
             None => self.put_aside(links, &link).map(|()| None),
         }

@@ -1,5 +1,6 @@
 //! The tunnel's edge: a userspace WireGuard of its own, driven against the laboratory's servers.
 
+mod cost;
 mod foreign;
 mod link;
 mod session;
@@ -15,7 +16,7 @@ macro_rules! tests {
 }
 
 fn main() -> std::process::ExitCode {
-    harness::run(tests! {
+    let tests: &[harness::Test] = tests! {
         link:
             a_link_is_made_as_configured,
             a_link_that_is_right_is_left_alone,
@@ -38,5 +39,6 @@ fn main() -> std::process::ExitCode {
             a_foreign_link_is_put_aside,
             a_foreign_tun_link_is_put_aside,
             an_alternative_name_makes_way;
-    })
+    };
+    harness::run_with_slow(tests, tests! { cost: what_it_costs; })
 }
