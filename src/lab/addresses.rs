@@ -40,6 +40,21 @@ pub const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 /// Another machine on the LAN.
 pub const NEIGHBOUR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x20);
 
+/// The router's other bridge: the LAN of [`super::Fault::NewNetwork`].
+pub const OTHER_LAN_LINK: &str = "br1";
+/// The other LAN.
+pub const OTHER_LAN_V4: &str = "192.168.77.0/24";
+/// The other LAN.
+pub const OTHER_LAN_V6: &str = "2001:db8:77::/64";
+/// The client on the other LAN.
+pub const OTHER_CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 123);
+/// The client on the other LAN.
+pub const OTHER_CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x123);
+/// The other LAN's gateway.
+pub const OTHER_ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
+/// The other LAN's gateway on the link.
+pub const OTHER_ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);
+
 /// Where the VPN servers listen.
 pub const SERVER_PORT: u16 = 51820;
 /// The first VPN server.

@@ -1,4 +1,4 @@
-//! Watches the client's wire from its far end and judges every frame the client sends.
+//! Watches the client's wires from their far ends and judges every frame the client sends.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,6 +27,8 @@ const SILENCE: Duration = Duration::from_millis(20);
 pub struct Capture {
     shared: Arc<Mutex<Report>>,
     worker: Worker<Option<Result<()>>>,
+    /// For links that take the tunnel's name.
+    trap: Worker<Option<Result<()>>>,
 }
 
 /// A frame that the client sent.
@@ -104,15 +106,22 @@ impl Capture {
     }
 
     fn watch(lab: &Lab, expectation: Expectation, mut pcap: Option<Pcap>) -> Result<Self> {
-        let socket = PacketSocket::open(&lab.router, WIRE)?;
-        socket.reserve(BUFFER)?;
-        socket.set_timeout(SILENCE)?;
+        let wire = PacketSocket::open_lasting(&lab.router, WIRE)?;
+        let traps = PacketSocket::open_all(&lab.trap)?;
+        for socket in [&wire, &traps] {
+            socket.reserve(BUFFER)?;
+            socket.set_timeout(SILENCE)?;
+        }
         let shared = Arc::new(Mutex::new(Report::default()));
-        let theirs = Arc::clone(&shared);
+        let (theirs, expected) = (Arc::clone(&shared), expectation.clone());
         let worker = lab.router.spawn("capture", move |stop| {
-            record(&socket, &expectation, pcap.as_mut(), &theirs, &stop)
+            record(&wire, &expected, pcap.as_mut(), &theirs, &stop)
         })?;
-        Ok(Capture { shared, worker })
+        let theirs = Arc::clone(&shared);
+        let trap = lab.trap.spawn("capture-trap", move |stop| {
+            record(&traps, &expectation, None, &theirs, &stop)
+        })?;
+        Ok(Capture { shared, worker, trap })
     }
 
     /// What was seen so far. Frames still on their way are missing.
@@ -131,8 +140,11 @@ impl Capture {
     /// # Errors
     /// If frames could not be received or written: the report would be incomplete.
     pub fn stop(self) -> Result<Report> {
-        let Capture { shared, worker } = self;
-        worker.stop()?.ok_or_else(|| Error::new("the capture did not start"))??;
+        let Capture { shared, worker, trap } = self;
+        trap.request_stop();
+        for worker in [worker, trap] {
+            worker.stop()?.ok_or_else(|| Error::new("the capture did not start"))??;
+        }
         Ok(lock(&shared).clone())
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice, UdpSlice};
 use ipnet::IpNet;
 
-use super::addresses::{TUNNEL_V4, TUNNEL_V6};
+use super::addresses::{LAN_V4, OTHER_LAN_V4, TUNNEL_V4, TUNNEL_V6};
 use super::topology::Lab;
 
 #[cfg(test)]
@@ -106,7 +106,7 @@ impl Expectation {
         Expectation {
             servers: endpoints.map(Server::wireguard).collect(),
             dhcp: true,
-            dhcp_servers: super::addresses::LAN_V4.parse().into_iter().collect(),
+            dhcp_servers: [LAN_V4, OTHER_LAN_V4].iter().flat_map(|net| net.parse()).collect(),
             ..Expectation::default()
         }
     }

@@ -1,7 +1,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::addresses::*;
-use super::error::Result;
+use super::error::{Context, Result};
+use super::faults::Conditions;
 use super::host::Host;
 use super::services::Echo;
 use super::wireguard::{KeyPair, Peer, Settings, Wireguard};
@@ -24,6 +25,9 @@ pub struct Lab {
     pub client_keys: KeyPair,
     /// What the Internet host hears.
     pub echo: Echo,
+    /// The far end of links that take the tunnel's name ([`super::Fault::LookAlikeVeth`]).
+    pub trap: Host,
+    pub(super) conditions: Conditions,
     others: Vec<Echo>,
 }
 
@@ -53,6 +57,7 @@ impl Lab {
         let internet = Host::new("internet")?;
         let server1 = Host::new("server1")?;
         let server2 = Host::new("server2")?;
+        let trap = Host::new("trap")?;
         for host in [&client, &router, &neighbour, &isp, &internet, &server1, &server2] {
             // Addresses are usable at once instead of after a second.
             host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
@@ -84,7 +89,24 @@ impl Lab {
             VpnServer::new(server2, SERVER2_V4.into(), SERVER2_V6.into())?,
         ];
         let client_keys = KeyPair::generate()?;
-        Ok(Lab { client, router, neighbour, isp, internet, servers, client_keys, echo, others })
+        let conditions = Conditions::new(index(&client, CLIENT_LINK)?);
+        Ok(Lab {
+            client,
+            router,
+            neighbour,
+            isp,
+            internet,
+            servers,
+            client_keys,
+            echo,
+            trap,
+            conditions,
+            others,
+        })
+    }
+
+    pub(super) fn client_link_index(&self, name: &str) -> Result<u32> {
+        index(&self.client, name)
     }
 
     /// Starts server 0 or 1, if it is not running.
@@ -207,6 +229,10 @@ impl VpnServer {
     }
 }
 
+fn index(host: &Host, link: &str) -> Result<u32> {
+    host.run(|| nix::net::if_::if_nametoindex(link))?.during(link)
+}
+
 fn set_up_isp(
     isp: &Host,
     router: &Host,
@@ -235,6 +261,8 @@ fn set_up_isp(
          link set vpn2 up
          route add {LAN_V4} via 100.64.7.2
          route add {LAN_V6} via 2001:db8:0:7::2
+         route add {OTHER_LAN_V4} via 100.64.7.2
+         route add {OTHER_LAN_V6} via 2001:db8:0:7::2
          route add default via {INTERNET_V4}
          route add ::/0 via {INTERNET_V6}",
         router = router.path(),
@@ -259,7 +287,12 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          address add {ROUTER_V4}/24 dev {LAN_LINK}
          address add {ROUTER_V6}/64 dev {LAN_LINK} nodad
          address add {ROUTER_LINK_LOCAL}/64 dev {LAN_LINK} nodad
-         link set {LAN_LINK} up",
+         link set {LAN_LINK} up
+         link add {OTHER_LAN_LINK} type bridge forward_delay 0 mcast_snooping 0
+         address add {OTHER_ROUTER_V4}/24 dev {OTHER_LAN_LINK}
+         address add 2001:db8:77::1/64 dev {OTHER_LAN_LINK} nodad
+         address add {OTHER_ROUTER_LINK_LOCAL}/64 dev {OTHER_LAN_LINK} nodad
+         link set {OTHER_LAN_LINK} up",
         client = client.path(),
         neighbour = neighbour.path(),
     ))

@@ -1,5 +1,7 @@
 //! The laboratory itself: what other tests rely on.
 
+mod faults;
+
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
@@ -224,5 +226,13 @@ fn main() -> std::process::ExitCode {
             the_configuration_written_is_one_that_loads,
         ),
         ("hosts_are_apart_from_the_machine", hosts_are_apart_from_the_machine),
+        ("a_seed_gives_a_sequence", faults::a_seed_gives_a_sequence),
+        ("each_does_what_it_says_and_is_undone", faults::each_does_what_it_says_and_is_undone),
+        (
+            "any_two_at_once_are_undone_in_either_order",
+            faults::any_two_at_once_are_undone_in_either_order,
+        ),
+        ("leaks_are_seen_wherever_they_leave", faults::leaks_are_seen_wherever_they_leave),
+        ("senders_go_on_through_all_of_them", faults::senders_go_on_through_all_of_them),
     ])
 }
