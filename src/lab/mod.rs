@@ -13,6 +13,7 @@ pub mod addresses;
 pub mod advertisement;
 pub mod capture;
 mod command;
+pub mod daemon;
 pub mod decoder;
 pub mod demo;
 pub mod dhcp;
@@ -30,6 +31,7 @@ pub mod wireguard;
 
 pub use capture::{Capture, Report};
 pub use command::main;
+pub use daemon::Daemon;
 pub use decoder::{Expectation, Verdict};
 pub use error::{Context, Error, Result};
 pub use faults::Fault;

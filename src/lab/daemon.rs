@@ -1,0 +1,93 @@
+//! The daemon under test, in the client.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::error::{Context, Result};
+use super::host::Process;
+use super::setup;
+use super::topology::Lab;
+
+/// Private to the mount namespace, in its tmpfs.
+const LOG: &str = "/run/killswitch-lab/daemon.log";
+
+/// A running `killswitch daemon`; killed (SIGKILL) when dropped, which its tunnel outlives.
+pub struct Daemon {
+    program: PathBuf,
+    configuration: PathBuf,
+    process: Option<Process>,
+}
+
+impl Daemon {
+    /// Starts it in the client, with the laboratory's userspace WireGuard.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(lab: &Lab, program: &Path, configuration: &Path) -> Result<Self> {
+        let mut daemon = Daemon {
+            program: program.to_owned(),
+            configuration: configuration.to_owned(),
+            process: None,
+        };
+        daemon.again(lab)?;
+        Ok(daemon)
+    }
+
+    /// Kills it (SIGKILL) if it runs, and starts it anew, as systemd would.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn again(&mut self, lab: &Lab) -> Result<()> {
+        self.process = None;
+        let log = OpenOptions::new().append(true).create(true).open(LOG).during(LOG)?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--config")
+            .arg(&self.configuration)
+            .arg("daemon")
+            .env("KILLSWITCH_WIREGUARD", setup::wireguard()?)
+            .env_remove("JOURNAL_STREAM")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.process = Some(lab.client.start(command)?);
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL), as a crash or the kernel's memory killer would.
+    pub fn crash(&mut self) {
+        self.process = None;
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// Those of `kill(2)`; nothing happens if it does not run.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let id = Pid::from_raw(process.child().id().cast_signed());
+        kill(id, signal).during("signalling the daemon")
+    }
+
+    /// Its process id, if it runs.
+    pub fn id(&mut self) -> Option<u32> {
+        self.process.as_mut().map(|process| process.child().id())
+    }
+
+    /// The end of what it said.
+    ///
+    /// # Errors
+    /// Those of files.
+    pub fn log(&self) -> Result<String> {
+        const MOST: usize = 4000;
+        let text = std::io::read_to_string(File::open(LOG).during(LOG)?).during(LOG)?;
+        let start = text.len().saturating_sub(MOST);
+        let start = (start..).find(|&at| text.is_char_boundary(at)).unwrap_or(start);
+        Ok(text[start..].to_owned())
+    }
+}

@@ -1,0 +1,103 @@
+//! A laboratory with the daemon in it, senders that never stop, and a capture that sees all.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use killswitch::lab::addresses::*;
+use killswitch::lab::harness::Failed;
+use killswitch::lab::{Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup};
+
+/// Packets a second, of all kinds together.
+const RATE: u32 = 300;
+/// For traffic to come back: machines are noisy, and some faults take a server's time-out.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Dropped in this order: those who use the laboratory first.
+pub struct Stage {
+    pub daemon: Daemon,
+    pub senders: Senders,
+    pub capture: Capture,
+    pub program: PathBuf,
+    pub configuration: PathBuf,
+    pub lab: Lab,
+}
+
+impl Stage {
+    /// Locked, connected, and everybody sends.
+    pub fn set() -> Result<Self> {
+        Self::set_with("")
+    }
+
+    /// As [`Stage::set`], with more configuration.
+    pub fn set_with(more: &str) -> Result<Self> {
+        let mut lab = Lab::new()?;
+        lab.start_server(0)?;
+        lab.start_server(1)?;
+        let program = setup::program()?;
+        let configuration = setup::write_configuration(&lab, more)?;
+        let senders = Senders::start(&lab, RATE)?;
+        let daemon = Daemon::start(&lab, &program, &configuration)?;
+        let capture = Capture::start(&lab, Expectation::of(&lab))?;
+        let stage = Stage { daemon, senders, capture, program, configuration, lab };
+        stage.wait_for_traffic("connecting at start")?;
+        // What left before the lock was on.
+        stage.capture.take();
+        Ok(stage)
+    }
+
+    /// Runs `killswitch` with these arguments: its output, whatever its exit status.
+    pub fn ask(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        setup::killswitch(&self.lab, &self.program, &self.configuration, arguments)
+    }
+
+    /// Until answers come from the Internet, over IPv4 and IPv6.
+    pub fn wait_for_traffic(&self, after: &str) -> Result<Duration> {
+        let begin = Instant::now();
+        loop {
+            if self.answers(INTERNET_V4.into())? && self.answers(INTERNET_V6.into())? {
+                return Ok(begin.elapsed());
+            }
+            if begin.elapsed() > PATIENCE {
+                let status = self.ask(&["status"])?;
+                return Err(Error::new(format!(
+                    "no traffic within {} s after {after}\n{}\nthe daemon said:\n{}",
+                    PATIENCE.as_secs(),
+                    String::from_utf8_lossy(&status.stdout),
+                    self.daemon.log()?
+                )));
+            }
+        }
+    }
+
+    fn answers(&self, address: std::net::IpAddr) -> Result<bool> {
+        let to = address.to_string();
+        let output = self.lab.client.output("ping", &["-c1", "-W1", "-q", &to])?;
+        Ok(output.status.success())
+    }
+
+    /// Fails if a frame leaked since the last call.
+    pub fn nothing_leaked(&self, during: &str) -> std::result::Result<Report, Failed> {
+        let report = self.capture.take();
+        if report.leaked_total() > 0 {
+            let log = self.daemon.log()?;
+            return Err(format!("leaked during {during}: {}\n{log}", report.summary(5)).into());
+        }
+        Ok(report)
+    }
+
+    /// Applies faults, waits, undoes them, and waits for the traffic to return by itself.
+    pub fn suffer(&mut self, faults: &[Fault]) -> std::result::Result<Duration, Failed> {
+        let names: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
+        let names = names.join(" and ");
+        for fault in faults {
+            fault.apply(&mut self.lab)?;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        for fault in faults.iter().rev() {
+            fault.undo(&mut self.lab)?;
+        }
+        let took = self.wait_for_traffic(&names)?;
+        self.nothing_leaked(&names)?;
+        Ok(took)
+    }
+}
