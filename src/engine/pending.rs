@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use super::{Candidate, Effect};
 
 /// In the executor's order.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pending(VecDeque<Entry>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     effect: Effect,
     /// A reading that will speak of a peer which is no longer meant.

@@ -82,7 +82,7 @@ pub(super) struct Session {
 }
 
 /// The candidates of this round, in order.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
     list: Vec<Candidate>,
     at: usize,
@@ -91,7 +91,7 @@ pub(super) struct Plan {
 }
 
 /// The tunnel's own link.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Link {
     /// It was asked for, and nobody took it away since.
     pub built: bool,

@@ -53,6 +53,7 @@ pub enum Traffic {
     OneWay,
 }
 
+#[derive(Clone)]
 pub struct World {
     pub engine: Engine,
     pub now: Time,
