@@ -6,5 +6,5 @@ mod dice;
 mod faults;
 mod properties;
 //mod table;
-//mod times;
+mod times;
 mod world;

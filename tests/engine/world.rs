@@ -74,6 +74,7 @@ pub struct World {
     pub dead: Vec<SocketAddr>,
     pub answers_probes: bool,
     watched: bool,
+    pub cannot_watch: bool,
     pub traffic: Traffic,
     traffic_at: Time,
     /// One of so many effects fails; 0: none.
@@ -119,6 +120,7 @@ impl World {
             dead: Vec::new(),
             answers_probes: true,
             watched: false,
+            cannot_watch: false,
             traffic: Traffic::None,
             traffic_at: Duration::ZERO,
             failing: 0,
@@ -329,6 +331,7 @@ impl World {
                 self.packet(self.answers_probes.then_some(SMALL));
             }
             Effect::ReadTunnel | Effect::EnsureRoutes => return up,
+            Effect::WatchTraffic if self.cannot_watch => return false,
             Effect::WatchTraffic => self.watched = up,
             _ => {}
         }
