@@ -47,7 +47,8 @@ impl Pending {
     /// its queue may be under way.
     pub(super) fn will_set(&self, candidate: Candidate) -> bool {
         let effects = || self.0.iter().map(|entry| &entry.effect);
-        let last = effects().enumerate().filter(|(_, it)| matches!(it, Effect::SetPeer(_))).last();
+        let last =
+            effects().enumerate().filter(|(_, it)| matches!(it, Effect::SetPeer(_))).next_back();
         last.is_some_and(|(at, it)| {
             at > 0
                 && *it == Effect::SetPeer(candidate)

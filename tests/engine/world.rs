@@ -26,7 +26,7 @@ const SMALL: u64 = 96;
 pub fn settings() -> Settings {
     let server = |name: &str, endpoints: &[&str]| Server {
         name: name.to_owned(),
-        endpoints: endpoints.iter().map(|it| it.parse().unwrap()).collect(),
+        endpoints: endpoints.iter().map(|it| it.parse().expect("an address")).collect(),
     };
     Settings {
         managed: true,
@@ -40,7 +40,7 @@ pub fn settings() -> Settings {
 }
 
 pub fn uplink(link: u32, address: &str) -> Uplink {
-    Uplink { link, gateway: None, addresses: vec![address.parse().unwrap()] }
+    Uplink { link, gateway: None, addresses: vec![address.parse().expect("an address")] }
 }
 
 /// What the world's inhabitants do by themselves.
