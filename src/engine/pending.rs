@@ -47,8 +47,7 @@ impl Pending {
     /// its queue may be under way.
     pub(super) fn will_set(&self, candidate: Candidate) -> bool {
         let effects = || self.0.iter().map(|entry| &entry.effect);
-        let last =
-            effects().enumerate().filter(|(_, it)| matches!(it, Effect::SetPeer(_))).next_back();
+        let last = effects().enumerate().rfind(|(_, it)| matches!(it, Effect::SetPeer(_)));
         last.is_some_and(|(at, it)| {
             at > 0
                 && *it == Effect::SetPeer(candidate)
