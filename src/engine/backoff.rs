@@ -18,7 +18,7 @@ pub(super) fn rest(round: u32, dice: &mut Dice) -> Duration {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): deterministic, so that a run can be replayed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Dice(u64);
 
 impl Dice {

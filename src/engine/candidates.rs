@@ -78,7 +78,7 @@ type Place = (u32, Option<IpAddr>);
 
 /// What worked where, latest last. In memory only: a list of the networks that this machine has
 /// visited, left on disk, would harm the very people whom a kill switch protects.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Memory(VecDeque<(Place, String, SocketAddr)>);
 
 impl Memory {

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Decides what the daemon does. Its fields say what is wanted and what was seen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Engine {
     pub(super) settings: Settings,
     pub(super) network: Network,
@@ -35,7 +35,7 @@ pub struct Engine {
 }
 
 /// What is wanted of the lock, and what was seen of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Lock {
     /// An administrator said so. Nothing else sets it; only an administrator clears it.
     open: bool,

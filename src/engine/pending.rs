@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use super::{Candidate, Effect};
 
 /// In the executor's order.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pending(VecDeque<Entry>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     effect: Effect,
     /// A reading that will speak of a peer which is no longer meant.
@@ -47,7 +47,7 @@ impl Pending {
     /// its queue may be under way.
     pub(super) fn will_set(&self, candidate: Candidate) -> bool {
         let effects = || self.0.iter().map(|entry| &entry.effect);
-        let last = effects().enumerate().filter(|(_, it)| matches!(it, Effect::SetPeer(_))).last();
+        let last = effects().enumerate().rfind(|(_, it)| matches!(it, Effect::SetPeer(_)));
         last.is_some_and(|(at, it)| {
             at > 0
                 && *it == Effect::SetPeer(candidate)

@@ -12,7 +12,7 @@ const LONGEST_OF_LOCK: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// An effect whose last attempt failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Trouble {
     pub effect: Effect,
     why: String,
@@ -29,7 +29,7 @@ impl Trouble {
 }
 
 /// One of a kind: the candidate of [`Effect::SetPeer`] is the last that failed.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Troubles(Vec<Trouble>);
 
 impl Troubles {

@@ -82,7 +82,7 @@ pub(super) struct Session {
 }
 
 /// The candidates of this round, in order.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
     list: Vec<Candidate>,
     at: usize,
@@ -91,7 +91,7 @@ pub(super) struct Plan {
 }
 
 /// The tunnel's own link.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Link {
     /// It was asked for, and nobody took it away since.
     pub built: bool,
@@ -588,29 +588,35 @@ impl Engine {
         self.perform_once(Effect::RemoveLink);
     }
 
-    /// The present candidate stays, as the new configuration counts it; what else it says of the
+    /// The present candidate stays, as the new configuration counts it; what else that says of the
     /// tunnel (addresses, MTU, resolvers) is set.
     fn keep(&mut self, kept: Option<Candidate>, unmoved: bool, now: Time) {
-        if self.link.built {
-            self.perform_once(Effect::EnsureLink);
-            self.perform_once(Effect::EnsureRoutes);
-            self.perform_once(Effect::SetDns);
-        }
         let Some(candidate) = kept else { return };
         if !unmoved {
             self.pending.outdate_readings();
         }
         match self.phase {
-            Phase::Up(session) => self.phase = Phase::Up(Session { candidate, ..session }),
+            Phase::Up(session) => {
+                self.set_what_may_differ();
+                self.phase = Phase::Up(Session { candidate, ..session });
+            }
             Phase::Lost(Lost { session: Some(session), brief }) => {
+                self.set_what_may_differ();
                 let session = Some(Session { candidate, ..session });
                 self.network_while_lost(Lost { session, brief }, now);
             }
             Phase::Trying(_) | Phase::Resting(_) => {
+                self.link.built = false;
                 self.begin(Wishes { first: Some(candidate), ..Wishes::default() });
             }
             Phase::Off | Phase::Lost(_) => {}
         }
+    }
+
+    fn set_what_may_differ(&mut self) {
+        self.perform_once(Effect::EnsureLink);
+        self.perform_once(Effect::EnsureRoutes);
+        self.perform_once(Effect::SetDns);
     }
 }
 

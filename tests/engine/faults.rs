@@ -104,7 +104,7 @@ impl World {
 
     /// Events without a cause, and answers to nothing.
     fn nonsense(&mut self) {
-        let endpoint = "192.0.2.2:1".parse().unwrap();
+        let endpoint = "192.0.2.2:1".parse().expect("an address");
         let candidate = Candidate { server: self.dice.below(4), endpoint };
         let reading = Reading {
             candidate: Some(candidate),

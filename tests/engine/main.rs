@@ -5,6 +5,6 @@
 mod dice;
 mod faults;
 mod properties;
-//mod table;
-//mod times;
+mod table;
+mod times;
 mod world;

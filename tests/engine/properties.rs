@@ -1,35 +1,65 @@
 //! Random sequences of events. [`World::feed`] judges every single answer; here is what must come
 //! of it in the end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use killswitch::engine::State;
+use killswitch::engine::{Settings, State};
 
 use crate::dice::Dice;
-use crate::world::{MS, SECOND, World, settings};
+use crate::world::{MS, SECOND, Traffic, World, settings};
 
 /// Random sequences in all, over all threads.
 const SEQUENCES: u64 = 1_000_000;
-const EVENTS: u64 = 24;
+const EVENTS: u64 = 20;
 
-/// Of so many sequences, one is followed until the machine rests.
-const FOLLOWED: u64 = 25;
+/// Of so many sequences, one is followed until the machine rests. Coprime to the number of beginnings.
+const FOLLOWED: u64 = 27;
 
-fn sequence(seed: u64, traced: bool) -> World {
-    let mut settings = settings();
-    let mut dice = Dice::new(seed);
-    settings.managed = !dice.once_in(10);
-    settings.connect_at_start = !dice.once_in(5);
-    let mut world = World::with(settings, seed);
-    world.traced = traced;
-    if !dice.once_in(20) {
-        world.start();
+/// Where sequences begin.
+fn beginnings() -> Vec<World> {
+    let mut all = Vec::new();
+    for managed in [true, true, false] {
+        let connect_at_start = all.is_empty();
+        all.push(World::with(Settings { managed, connect_at_start, ..settings() }, 1));
+        let mut started = all[all.len() - 1].clone();
+        started.start();
+        all.push(started);
     }
+    let connected = World::connected(1);
+    let after = |change: &dyn Fn(&mut World), time: Duration| {
+        let mut world = connected.clone();
+        change(&mut world);
+        world.run(time);
+        world
+    };
+    let die = |it: &mut World| {
+        it.traffic = Traffic::BothWays;
+        it.dead = settings().servers.into_iter().flat_map(|it| it.endpoints).collect();
+    };
+    let leave = |it: &mut World| {
+        it.network.v4 = None;
+        it.tell(MS);
+    };
+    all.extend([
+        connected.clone(),
+        after(&|it| it.traffic = Traffic::BothWays, SECOND),
+        after(&|it| (it.traffic, it.answers_probes) = (Traffic::OneWay, false), 3 * SECOND),
+        after(&die, 1500 * MS),
+        after(&die, 9 * SECOND),
+        after(&leave, 500 * MS),
+        after(&leave, 5 * SECOND),
+    ]);
+    all
+}
+
+fn sequence(beginnings: &[World], seed: u64, traced: bool) -> World {
+    let mut world = beginnings[(seed % beginnings.len() as u64) as usize].clone();
+    (world.dice, world.traced, world.events) = (Dice::new(seed), traced, 0);
     while world.events < EVENTS {
-        if dice.once_in(4) {
+        if world.dice.once_in(4) {
             world.fault();
         } else {
-            let until = world.now + MS * dice.pick(&[1, 20, 500, 5000]);
+            let until = world.now + MS * world.dice.pick(&[1, 20, 500, 5000]);
             world.step(until);
         }
     }
@@ -58,15 +88,17 @@ fn follow(mut world: World) -> World {
 
 fn sequences(seeds: impl Iterator<Item = u64>) -> u64 {
     let mut events = 0;
+    let beginnings = beginnings();
     for seed in seeds {
         let run = |traced| {
-            let world = sequence(seed, traced);
-            if seed % FOLLOWED == 0 { follow(world) } else { world }
+            let world = sequence(&beginnings, seed, traced);
+            if seed.is_multiple_of(FOLLOWED) { follow(world) } else { world }
         };
-        let world = std::panic::catch_unwind(|| run(false)).unwrap_or_else(|_| {
-            println!("seed {seed}:");
-            run(true)
-        });
+        let world = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(false)))
+            .unwrap_or_else(|_| {
+                println!("seed {seed}:");
+                run(true)
+            });
         events += world.events;
     }
     events

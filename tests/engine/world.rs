@@ -26,7 +26,7 @@ const SMALL: u64 = 96;
 pub fn settings() -> Settings {
     let server = |name: &str, endpoints: &[&str]| Server {
         name: name.to_owned(),
-        endpoints: endpoints.iter().map(|it| it.parse().unwrap()).collect(),
+        endpoints: endpoints.iter().map(|it| it.parse().expect("an address")).collect(),
     };
     Settings {
         managed: true,
@@ -40,7 +40,7 @@ pub fn settings() -> Settings {
 }
 
 pub fn uplink(link: u32, address: &str) -> Uplink {
-    Uplink { link, gateway: None, addresses: vec![address.parse().unwrap()] }
+    Uplink { link, gateway: None, addresses: vec![address.parse().expect("an address")] }
 }
 
 /// What the world's inhabitants do by themselves.
@@ -53,6 +53,7 @@ pub enum Traffic {
     OneWay,
 }
 
+#[derive(Clone)]
 pub struct World {
     pub engine: Engine,
     pub now: Time,
@@ -73,6 +74,7 @@ pub struct World {
     pub dead: Vec<SocketAddr>,
     pub answers_probes: bool,
     watched: bool,
+    pub cannot_watch: bool,
     pub traffic: Traffic,
     traffic_at: Time,
     /// One of so many effects fails; 0: none.
@@ -118,6 +120,7 @@ impl World {
             dead: Vec::new(),
             answers_probes: true,
             watched: false,
+            cannot_watch: false,
             traffic: Traffic::None,
             traffic_at: Duration::ZERO,
             failing: 0,
@@ -328,6 +331,7 @@ impl World {
                 self.packet(self.answers_probes.then_some(SMALL));
             }
             Effect::ReadTunnel | Effect::EnsureRoutes => return up,
+            Effect::WatchTraffic if self.cannot_watch => return false,
             Effect::WatchTraffic => self.watched = up,
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! Random choices that a seed repeats.
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+#[derive(Clone)]
 pub struct Dice(u64);
 
 impl Dice {

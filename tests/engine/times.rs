@@ -1,0 +1,420 @@
+//! What is promised in seconds, and what must cost nothing.
+
+use std::time::Duration;
+
+use killswitch::engine::{Command, Effect, Event, Layer, Network, State, TunnelLink};
+
+use crate::world::{MS, SECOND, Traffic, World, settings, uplink};
+
+/// Forgets the effects until now, and keeps all from here.
+fn listen(world: &mut World) {
+    world.keep = true;
+    world.effects.clear();
+}
+
+fn count(world: &World, wanted: impl Fn(&Effect) -> bool) -> usize {
+    world.effects.iter().filter(|(_, it)| wanted(it)).count()
+}
+
+fn announced(world: &World) -> Vec<State> {
+    let states = world.effects.iter().filter_map(|(_, it)| match it {
+        Effect::Announce(state) => Some(*state),
+        _ => None,
+    });
+    states.collect()
+}
+
+fn server_of(world: &World) -> usize {
+    match world.engine.state() {
+        State::Connected(candidate) => candidate.server,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_peer(effect: &Effect) -> bool {
+    matches!(effect, Effect::SetPeer(_))
+}
+
+fn kill(world: &mut World, server: usize) {
+    world.dead.extend(world.settings.servers[server].endpoints.clone());
+}
+
+/// The last word of the network: at once.
+fn network(world: &mut World, change: impl FnOnce(&mut Network)) {
+    change(&mut world.network);
+    let network = world.network.clone();
+    world.feed(Event::Network(network));
+}
+
+#[test]
+fn idle_and_connected_nothing_is_due() {
+    let mut world = World::connected(1);
+    assert!(world.is_connected() && world.rests(), "{:?}", world.engine);
+    let events = world.events;
+    world.run(24 * 3600 * SECOND);
+    assert_eq!(world.events, events, "woken while idle");
+}
+
+#[test]
+fn a_dead_server_is_left_within_three_seconds_of_traffic() {
+    let mut slowest = Duration::ZERO;
+    for seed in 0..2000 {
+        let mut world = World::connected(seed);
+        let server = server_of(&world);
+        world.traffic = Traffic::BothWays;
+        let alive = MS * world.dice.below(5000) as u32;
+        world.run(alive);
+        listen(&mut world);
+        kill(&mut world, server);
+        let took = world.run_until(3 * SECOND, |it| is_elsewhere(it, server));
+        slowest = slowest.max(took);
+    }
+    println!("the slowest: {slowest:?}");
+}
+
+fn is_elsewhere(world: &World, than: usize) -> bool {
+    matches!(world.engine.state(), State::Connected(it) if it.server != than)
+}
+
+#[test]
+fn a_dead_server_is_left_when_the_first_packet_after_an_idle_time_finds_it_dead() {
+    let mut world = World::connected(1);
+    let server = server_of(&world);
+    kill(&mut world, server);
+    world.run(3600 * SECOND);
+    world.traffic = Traffic::OneWay;
+    world.run_until(3 * SECOND, |it| is_elsewhere(it, server));
+}
+
+#[test]
+fn a_dead_server_that_never_answered_probes_is_left_after_one_handshake_more() {
+    for seed in 0..500 {
+        let mut world = World::new(seed);
+        world.answers_probes = false;
+        world.start();
+        world.run(10 * SECOND);
+        let server = server_of(&world);
+        world.traffic = Traffic::BothWays;
+        let alive = MS * world.dice.below(5000) as u32;
+        world.run(alive);
+        kill(&mut world, server);
+        world.run_until(3 * SECOND, |it| is_elsewhere(it, server));
+    }
+}
+
+#[test]
+fn one_way_traffic_to_a_living_server_changes_nothing() {
+    for answers_probes in [true, false] {
+        let mut world = World::new(1);
+        world.answers_probes = answers_probes;
+        world.start();
+        world.run(10 * SECOND);
+        listen(&mut world);
+        world.traffic = Traffic::OneWay;
+        world.run(600 * SECOND);
+        assert_eq!(announced(&world), [], "flapped");
+        let handshakes = count(&world, is_peer);
+        assert!(handshakes <= if answers_probes { 0 } else { 60 }, "{handshakes} handshakes");
+    }
+}
+
+#[test]
+fn traffic_both_ways_costs_four_readings_a_second_and_no_probe() {
+    let mut world = World::connected(1);
+    world.traffic = Traffic::BothWays;
+    world.run(SECOND);
+    listen(&mut world);
+    world.run(60 * SECOND);
+    let readings = count(&world, |it| *it == Effect::ReadTunnel);
+    assert!((200..=240).contains(&readings), "{readings} readings");
+    assert_eq!(count(&world, |it| *it != Effect::ReadTunnel), 0);
+}
+
+#[test]
+fn a_brief_loss_of_the_way_out_is_nobodys_business() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    network(&mut world, |it| it.v4 = None);
+    world.run(900 * MS);
+    assert_eq!(world.effects, []);
+    network(&mut world, |it| it.v4 = Some(uplink(2, "198.51.100.2")));
+    let at_once: Vec<_> = world.effects.iter().map(|(_, it)| it.clone()).collect();
+    assert_eq!(at_once, [Effect::ReadTunnel, Effect::Probe]);
+    world.run(10 * SECOND);
+    assert_eq!((count(&world, is_peer), announced(&world)), (0, vec![]));
+    assert!(world.is_connected() && world.rests());
+}
+
+#[test]
+fn a_longer_loss_waits_without_a_timer_and_comes_back_with_the_old_session() {
+    let mut world = World::connected(1);
+    let connected = *world.engine.state();
+    listen(&mut world);
+    network(&mut world, |it| it.v4 = None);
+    world.run(100 * SECOND);
+    assert!(world.rests());
+    assert_eq!(announced(&world), [State::Waiting]);
+    network(&mut world, |it| it.v4 = Some(uplink(2, "198.51.100.2")));
+    world.run(10 * SECOND);
+    assert_eq!(announced(&world), [State::Waiting, connected]);
+    assert_eq!(count(&world, is_peer), 0);
+}
+
+#[test]
+fn an_expired_session_gets_a_handshake_at_once() {
+    for resumed in [true, false] {
+        let mut world = World::connected(1);
+        if !resumed {
+            network(&mut world, |it| it.v4 = None);
+        }
+        world.run(200 * SECOND);
+        listen(&mut world);
+        if resumed {
+            world.feed(Event::Resumed);
+        } else {
+            network(&mut world, |it| it.v4 = Some(uplink(2, "198.51.100.9")));
+        }
+        assert_eq!(world.peer_set().map(|(at, it)| (at, it.server)), Some((world.now, 0)));
+        world.run_until(100 * MS, World::is_connected);
+    }
+}
+
+#[test]
+fn a_new_way_out_that_the_old_session_does_not_take_gets_a_handshake_in_a_second() {
+    let mut world = World::connected(1);
+    world.answers_probes = false;
+    listen(&mut world);
+    network(&mut world, |it| it.v4 = Some(uplink(3, "203.0.113.2")));
+    let begin = world.now;
+    world.run(10 * SECOND);
+    let (at, candidate) = world.peer_set().expect("a new handshake");
+    assert_eq!(candidate.server, 0);
+    assert!(at - begin <= SECOND + 50 * MS, "{:?}", at - begin);
+    assert_eq!(announced(&world), [], "a check is not a loss");
+}
+
+#[test]
+fn a_family_that_appears_alone_changes_nothing() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    network(&mut world, |it| it.v6 = Some(uplink(2, "2001:db8:1::2")));
+    assert_eq!(world.effects, []);
+    assert!(world.rests());
+}
+
+#[test]
+fn when_the_other_family_remains_it_is_taken() {
+    let mut world = World::connected(1);
+    network(&mut world, |it| it.v6 = Some(uplink(2, "2001:db8:1::2")));
+    network(&mut world, |it| it.v4 = None);
+    world.run_until(
+        2 * SECOND,
+        |it| matches!(it.engine.state(), State::Connected(it) if it.endpoint.is_ipv6()),
+    );
+}
+
+#[test]
+fn rounds_back_off_and_a_server_that_returns_is_found() {
+    for seed in 0..50 {
+        let mut world = World::new(seed);
+        for server in 0..3 {
+            kill(&mut world, server);
+        }
+        world.start();
+        listen(&mut world);
+        world.run(600 * SECOND);
+        let set: Vec<_> = world.effects.iter().filter(|(_, it)| is_peer(it)).collect();
+        let gaps: Vec<_> = set.windows(2).map(|it| it[1].0 - it[0].0).collect();
+        assert!(gaps.iter().all(|it| *it >= 2 * SECOND && *it <= 46 * SECOND), "{gaps:?}");
+        assert!(set.len() < 60, "{} attempts", set.len());
+        world.dead.clear();
+        world.run_until(46 * SECOND, World::is_connected);
+    }
+}
+
+#[test]
+fn what_worked_on_a_network_is_tried_first_there() {
+    let mut world = World::connected(1);
+    kill(&mut world, 0);
+    world.feed(Event::Command(Command::Reconnect));
+    world.run(10 * SECOND);
+    assert_eq!(server_of(&world), 1);
+    let home = world.network.v4.clone();
+    world.dead.clear();
+    let expire = 300 * SECOND;
+    network(&mut world, |it| it.v4 = Some(uplink(7, "203.0.113.7")));
+    kill(&mut world, 1);
+    world.feed(Event::Command(Command::Reconnect));
+    world.run(10 * SECOND);
+    assert_eq!(server_of(&world), 0);
+    network(&mut world, |it| it.v4 = None);
+    world.dead.clear();
+    world.run(expire);
+    network(&mut world, |it| it.v4 = home);
+    world.run(SECOND);
+    assert_eq!(server_of(&world), 1, "it worked here last");
+}
+
+#[test]
+fn commands_act_at_once() {
+    let mut world = World::connected(1);
+    for (command, server) in
+        [(Command::Connect(Some(2)), 2), (Command::Reconnect, 2), (Command::Connect(Some(1)), 1)]
+    {
+        listen(&mut world);
+        world.feed(Event::Command(command));
+        assert_eq!(world.peer_set().map(|(at, it)| (at, it.server)), Some((world.now, server)));
+        world.run_until(50 * MS, World::is_connected);
+        assert_eq!(server_of(&world), server);
+    }
+    listen(&mut world);
+    world.feed(Event::Command(Command::Connect(Some(1))));
+    assert_eq!(world.effects, [], "it is connected already");
+    world.feed(Event::Command(Command::Disconnect));
+    world.run(10 * SECOND);
+    assert_eq!(*world.engine.state(), State::Disconnected);
+    assert!(world.rests());
+}
+
+#[test]
+fn a_storm_of_disturbances_costs_two_effects() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    for _ in 0..10_000 {
+        world.feed(Event::Disturbed(Layer::Tables));
+        world.feed(Event::Disturbed(Layer::Routing));
+        world.feed(Event::LinkAppeared);
+    }
+    world.run(SECOND);
+    assert_eq!(count(&world, |it| *it == Effect::HoldLock), 2);
+    assert_eq!(count(&world, |it| *it == Effect::EnsureRoutes), 2);
+    assert!(world.rests());
+}
+
+#[test]
+fn a_lock_that_cannot_be_held_is_tried_for_ever_and_told() {
+    let mut world = World::new(1);
+    world.failing = 1;
+    world.start();
+    world.run(3600 * SECOND);
+    assert!(world.engine.degraded().iter().any(|it| it.contains("lock")));
+    listen(&mut world);
+    world.run(60 * SECOND);
+    let tries = count(&world, |it| *it == Effect::HoldLock);
+    assert!((5..=7).contains(&tries), "{tries} in a minute");
+    world.failing = 0;
+    world.run(60 * SECOND);
+    assert_eq!(world.engine.degraded(), [""; 0]);
+    assert!(world.is_connected() && world.rests());
+}
+
+#[test]
+fn unlocked_stays_unlocked_until_told_otherwise() {
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Unlock));
+    listen(&mut world);
+    for event in [
+        Event::LinkAppeared,
+        Event::Disturbed(Layer::Tables),
+        Event::Disturbed(Layer::Routing),
+        Event::Resumed,
+        Event::Configured(settings()),
+        Event::Command(Command::Reconnect),
+        Event::Command(Command::Disconnect),
+        Event::Command(Command::Connect(None)),
+    ] {
+        world.feed(event);
+        world.run(SECOND);
+    }
+    assert_eq!(count(&world, |it| *it == Effect::HoldLock), 0);
+    assert_eq!(*world.engine.state(), State::Open);
+    world.feed(Event::Command(Command::Lock));
+    assert_eq!(*world.engine.state(), State::Open, "not before it is closed");
+    world.run(10 * SECOND);
+    assert!(world.is_connected());
+}
+
+#[test]
+fn a_link_that_vanishes_is_made_anew_at_once() {
+    for loss in [TunnelLink::Absent, TunnelLink::Down, TunnelLink::Foreign] {
+        let mut world = World::connected(1);
+        listen(&mut world);
+        network(&mut world, |it| it.tunnel = loss);
+        let at_once: Vec<_> = world.effects.iter().map(|(_, it)| it.clone()).collect();
+        assert!(
+            matches!(
+                at_once[..],
+                [
+                    Effect::EnsureLink,
+                    Effect::SetPeer(_),
+                    Effect::EnsureRoutes,
+                    Effect::Probe,
+                    Effect::Announce(State::Connecting(_))
+                ]
+            ),
+            "{at_once:?}"
+        );
+        world.run_until(SECOND, World::is_connected);
+    }
+}
+
+#[test]
+fn a_link_that_never_shows_is_asked_for_ever_more_rarely() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    // The kernel's word never comes: the world's link is there, the engine hears of none.
+    let silent = Network { tunnel: TunnelLink::Absent, ..world.network.clone() };
+    world.feed(Event::Network(silent));
+    world.run(600 * SECOND);
+    let made = count(&world, |it| *it == Effect::EnsureLink);
+    assert!((5..=30).contains(&made), "{made} times");
+    assert!(!world.engine.degraded().is_empty());
+}
+
+#[test]
+fn without_a_watch_it_polls_and_says_so() {
+    let mut world = World::connected(1);
+    let server = server_of(&world);
+    world.traffic = Traffic::BothWays;
+    world.run(SECOND);
+    world.traffic = Traffic::None;
+    world.cannot_watch = true;
+    world.run(60 * SECOND);
+    assert!(world.engine.degraded().iter().any(|it| it.contains("polling")));
+    kill(&mut world, server);
+    world.traffic = Traffic::OneWay;
+    world.run_until(3 * SECOND, |it| is_elsewhere(it, server));
+}
+
+#[test]
+fn a_new_configuration_keeps_a_session_that_it_still_names() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    let mut turned = settings();
+    turned.servers.rotate_left(1);
+    world.feed(Event::Configured(turned));
+    world.run(10 * SECOND);
+    assert_eq!((count(&world, is_peer), server_of(&world)), (0, 2));
+    let mut without = settings();
+    without.servers.remove(0);
+    world.feed(Event::Configured(without));
+    world.run(10 * SECOND);
+    assert_eq!((count(&world, is_peer), server_of(&world)), (1, 0));
+}
+
+#[test]
+fn a_restarted_daemon_adopts_what_works() {
+    for connect_at_start in [true, false] {
+        let mut old = World::connected(1);
+        old.run(60 * SECOND);
+        let settings = killswitch::engine::Settings { connect_at_start, ..settings() };
+        old.engine = killswitch::engine::Engine::new(settings.clone(), 2);
+        old.settings = settings;
+        listen(&mut old);
+        old.start();
+        assert!(old.is_connected());
+        old.run(10 * SECOND);
+        assert_eq!(count(&old, is_peer), 0);
+        assert!(old.is_connected() && old.rests());
+    }
+}
