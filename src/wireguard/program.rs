@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -35,11 +36,21 @@ pub(super) fn find() -> Result<PathBuf, Error> {
     })
 }
 
-/// Starts a program and waits until it answers. Keep the child, to reap it one day.
+/// Those not yet reaped, whichever device they were started for.
+static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// Takes note of those that ended: until then they are zombies. One that was killed takes its time,
+/// waiting for the kernel to be done with its link.
+pub(super) fn reap() {
+    let mut children = CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// Starts a program, waits until it answers, and returns its process.
 ///
 /// It gets no key, nothing of our environment, and no descriptor of ours, and is no part of our
 /// process group: it lives on when we are killed.
-pub(super) fn start(program: &Path, interface: &str) -> Result<Child, Error> {
+pub(super) fn start(program: &Path, interface: &str) -> Result<u32, Error> {
     let not_started = |reason: String| Error::NotStarted { program: program.into(), reason };
     end(interface);
     make_place(interface).map_err(|error| not_started(format!("{}: {error}", uapi::DIRECTORY)))?;
@@ -59,7 +70,11 @@ pub(super) fn start(program: &Path, interface: &str) -> Result<Child, Error> {
     let outcome = wait_until_it_answers(&mut child, interface);
     said.seal();
     match outcome {
-        Ok(()) => Ok(child),
+        Ok(()) => {
+            let process = child.id();
+            CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(child);
+            Ok(process)
+        }
         Err(reason) => {
             let _ = child.kill();
             let _ = child.wait();
@@ -118,6 +133,7 @@ pub(super) fn end(interface: &str) {
     while uapi::listener(interface) == Some(process) && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));
     }
+    let _ = fs::remove_file(uapi::path(interface));
 }
 
 /// Gives a foreign program's socket the name that its link has now, so that it goes on and `wg`
