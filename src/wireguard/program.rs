@@ -148,6 +148,11 @@ pub(super) fn move_socket(interface: &str, renamed: &str) {
 fn holds_tun(process: Pid, name: &str) -> bool {
     // tun_chr_show_fdinfo() of drivers/net/tun.c
     let wanted = format!("iff:\t{name}");
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).ok();
+    if namespace(&process.to_string()) != namespace("thread-self") {
+        // Sockets are found by path: it may serve a link of this name in another namespace.
+        return false;
+    }
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
     descriptors
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
