@@ -229,6 +229,7 @@ impl Device {
             tracing::warn!(link = ?link.name, altname, "a link had the tunnel's name besides");
             links.remove_altname(&link, &self.interface)?;
         }
+        self.end_renamed();
         let Some(link) = links.find(&self.interface)? else { return Ok(None) };
         match self.kind_if_ours(&link) {
             // The kernel does not hang: what it refuses, it would refuse of a new link, too.
@@ -245,6 +246,15 @@ impl Device {
                 self.remove(links, &link).map(|()| None)
             }
             None => self.put_aside(links, &link).map(|()| None),
+        }
+    }
+
+    /// Ends our program if somebody gave its link another name: it still serves our socket.
+    fn end_renamed(&self) {
+        if program::owner(&self.interface).is_none()
+            && self.host(Kind::Userspace).is_ok_and(|host| self.is_our_key(&host))
+        {
+            program::end(&self.interface, true);
         }
     }
 
@@ -302,7 +312,7 @@ impl Device {
 
     fn remove(&self, links: &Links, link: &netlink::Link) -> Result<(), Error> {
         if link.kind.as_deref() == Some("tun") {
-            program::end(&self.interface);
+            program::end(&self.interface, false);
         }
         links.delete(link)
     }

@@ -52,7 +52,7 @@ pub(super) fn reap() {
 /// process group: it lives on when we are killed.
 pub(super) fn start(program: &Path, interface: &str) -> Result<u32, Error> {
     let not_started = |reason: String| Error::NotStarted { program: program.into(), reason };
-    end(interface);
+    end(interface, false);
     make_place(interface).map_err(|error| not_started(format!("{}: {error}", uapi::DIRECTORY)))?;
     let said = Said::new().map_err(|error| not_started(error.to_string()))?;
     let mut child = Command::new(program)
@@ -118,14 +118,14 @@ pub(super) fn owner(interface: &str) -> Option<Pid> {
     uapi::listener(interface).filter(|&process| holds_tun(process, interface))
 }
 
-/// Ends the program that serves a link's socket, however it hangs, if it holds that link or has
-/// lost the one it had. A tun link goes with its program.
+/// Ends the program that serves a link's socket, however it hangs, if it holds that link, has lost
+/// the one it had, or is known to be `ours`. A tun link goes with its program.
 ///
 /// It gets no chance to clean up: it would remove the socket of the program that comes next.
-pub(super) fn end(interface: &str) {
+pub(super) fn end(interface: &str, ours: bool) {
     const PATIENCE: Duration = Duration::from_secs(3);
     let Some(process) = uapi::listener(interface) else { return };
-    if !holds_tun(process, interface) && !holds_tun(process, "") {
+    if !ours && !holds_tun(process, interface) && !holds_tun(process, "") {
         return;
     }
     let start = Instant::now();
