@@ -1,7 +1,5 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Child;
-use std::sync::{Mutex, MutexGuard};
 
 use defguard_wireguard_rs::host::Host;
 use defguard_wireguard_rs::net::IpAddrMask;
@@ -36,8 +34,6 @@ pub struct Device {
     /// The userspace WireGuard to run, instead of looking for one.
     program: Option<PathBuf>,
     clock: HandshakeClock,
-    /// Kept to be reaped.
-    child: Mutex<Option<Child>>,
 }
 
 /// The tunnel's link, ready.
@@ -72,7 +68,6 @@ impl Device {
             servers: config.servers.clone(),
             program: program.filter(|path| path.is_absolute()),
             clock: HandshakeClock::default(),
-            child: Mutex::new(None),
         }
     }
 
@@ -92,7 +87,7 @@ impl Device {
     /// What could not be had. What was done stays; call again.
     pub fn ensure_link(&self) -> Result<Link, Error> {
         let links = Links::open()?;
-        self.reap();
+        program::reap();
         let (link, kind) = match self.adopt(&links)? {
             Some(found) => found,
             None => self.create(&links)?,
@@ -121,7 +116,7 @@ impl Device {
     /// # Errors
     /// Those of netlink.
     pub fn link(&self) -> Result<(TunnelLink, Option<u32>), Error> {
-        self.reap();
+        program::reap();
         let Some(link) = Links::open()?.find(&self.interface)? else {
             return Ok((TunnelLink::Absent, None));
         };
@@ -144,7 +139,7 @@ impl Device {
         {
             self.remove(&links, &link)?;
         }
-        self.reap();
+        program::reap();
         Ok(())
     }
 
@@ -230,10 +225,11 @@ impl Device {
     /// The link of ours that is there and answers. What blocks the name otherwise makes way.
     fn adopt(&self, links: &Links) -> Result<Option<(netlink::Link, Kind)>, Error> {
         if let Some(link) = links.with_altname(&self.interface)? {
-            tracing::warn!(link = ?link.name, altname = self.interface, "removing a link's \
-                alternative name: it is the tunnel's");
+            let altname = &self.interface;
+            tracing::warn!(link = ?link.name, altname, "a link had the tunnel's name besides");
             links.remove_altname(&link, &self.interface)?;
         }
+        self.end_renamed();
         let Some(link) = links.find(&self.interface)? else { return Ok(None) };
         match self.kind_if_ours(&link) {
             // The kernel does not hang: what it refuses, it would refuse of a new link, too.
@@ -246,15 +242,19 @@ impl Device {
                 }
             },
             None if self.has_our_key(&link) => {
-                tracing::info!(
-                    link = link.name,
-                    kind = link.kind,
-                    "the tunnel's link is not of \
-                    the configured backend: making it anew"
-                );
+                tracing::info!(kind = link.kind, "the tunnel's link is of another backend");
                 self.remove(links, &link).map(|()| None)
             }
             None => self.put_aside(links, &link).map(|()| None),
+        }
+    }
+
+    /// Ends our program if somebody gave its link another name: it still serves our socket.
+    fn end_renamed(&self) {
+        if program::owner(&self.interface).is_none()
+            && self.host(Kind::Userspace).is_ok_and(|host| self.is_our_key(&host))
+        {
+            program::end(&self.interface, true);
         }
     }
 
@@ -303,9 +303,8 @@ impl Device {
         };
         if kind == Kind::Userspace {
             let program = self.program.clone().map_or_else(program::find, Ok)?;
-            let child = program::start(&program, &self.interface)?;
-            tracing::info!(program = ?program, pid = child.id(), "started a userspace WireGuard");
-            *self.child() = Some(child);
+            let process = program::start(&program, &self.interface)?;
+            tracing::info!(?program, process, "started a userspace WireGuard");
         }
         let link = links.find(&self.interface)?;
         Ok((link.ok_or_else(|| Error::NoLink(self.interface.clone()))?, kind))
@@ -313,7 +312,7 @@ impl Device {
 
     fn remove(&self, links: &Links, link: &netlink::Link) -> Result<(), Error> {
         if link.kind.as_deref() == Some("tun") {
-            program::end(&self.interface);
+            program::end(&self.interface, false);
         }
         links.delete(link)
     }
@@ -393,18 +392,6 @@ impl Device {
 
     fn userspace(&self, error: std::io::Error) -> Error {
         Error::Userspace { interface: self.interface.clone(), error }
-    }
-
-    fn child(&self) -> MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// A program that ended is a zombie until its parent looks.
-    fn reap(&self) {
-        let mut child = self.child();
-        if child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
-            *child = None;
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -35,13 +36,23 @@ pub(super) fn find() -> Result<PathBuf, Error> {
     })
 }
 
-/// Starts a program and waits until it answers. Keep the child, to reap it one day.
+/// Those not yet reaped, whichever device they were started for.
+static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// Takes note of those that ended: until then they are zombies. One that was killed takes its time,
+/// waiting for the kernel to be done with its link.
+pub(super) fn reap() {
+    let mut children = CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// Starts a program, waits until it answers, and returns its process.
 ///
 /// It gets no key, nothing of our environment, and no descriptor of ours, and is no part of our
 /// process group: it lives on when we are killed.
-pub(super) fn start(program: &Path, interface: &str) -> Result<Child, Error> {
+pub(super) fn start(program: &Path, interface: &str) -> Result<u32, Error> {
     let not_started = |reason: String| Error::NotStarted { program: program.into(), reason };
-    end(interface);
+    end(interface, false);
     make_place(interface).map_err(|error| not_started(format!("{}: {error}", uapi::DIRECTORY)))?;
     let said = Said::new().map_err(|error| not_started(error.to_string()))?;
     let mut child = Command::new(program)
@@ -59,7 +70,11 @@ pub(super) fn start(program: &Path, interface: &str) -> Result<Child, Error> {
     let outcome = wait_until_it_answers(&mut child, interface);
     said.seal();
     match outcome {
-        Ok(()) => Ok(child),
+        Ok(()) => {
+            let process = child.id();
+            CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(child);
+            Ok(process)
+        }
         Err(reason) => {
             let _ = child.kill();
             let _ = child.wait();
@@ -103,14 +118,14 @@ pub(super) fn owner(interface: &str) -> Option<Pid> {
     uapi::listener(interface).filter(|&process| holds_tun(process, interface))
 }
 
-/// Ends the program that serves a link's socket, however it hangs, if it holds that link or has
-/// lost the one it had. A tun link goes with its program.
+/// Ends the program that serves a link's socket, however it hangs, if it holds that link, has lost
+/// the one it had, or is known to be `ours`. A tun link goes with its program.
 ///
 /// It gets no chance to clean up: it would remove the socket of the program that comes next.
-pub(super) fn end(interface: &str) {
+pub(super) fn end(interface: &str, ours: bool) {
     const PATIENCE: Duration = Duration::from_secs(3);
     let Some(process) = uapi::listener(interface) else { return };
-    if !holds_tun(process, interface) && !holds_tun(process, "") {
+    if !ours && !holds_tun(process, interface) && !holds_tun(process, "") {
         return;
     }
     let start = Instant::now();
@@ -118,6 +133,7 @@ pub(super) fn end(interface: &str) {
     while uapi::listener(interface) == Some(process) && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));
     }
+    let _ = fs::remove_file(uapi::path(interface));
 }
 
 /// Gives a foreign program's socket the name that its link has now, so that it goes on and `wg`
@@ -132,6 +148,11 @@ pub(super) fn move_socket(interface: &str, renamed: &str) {
 fn holds_tun(process: Pid, name: &str) -> bool {
     // tun_chr_show_fdinfo() of drivers/net/tun.c
     let wanted = format!("iff:\t{name}");
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).ok();
+    if namespace(&process.to_string()) != namespace("thread-self") {
+        // Sockets are found by path: it may serve a link of this name in another namespace.
+        return false;
+    }
     let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
     descriptors
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())

@@ -56,6 +56,9 @@ pub fn a_foreign_tun_link_is_put_aside() -> Outcome {
     tunnel.ensure()?;
     tunnel.connect(tunnel.first())?;
     assert_eq!(tunnel.ask(Device::link)?.0, TunnelLink::Up);
+    // Two with one key would take the session from each other.
+    tunnel.process()?;
+    assert!(!tunnel.lab.client.has_link("mine")?);
     drop((impostor, second));
     Ok(())
 }

@@ -11,7 +11,7 @@ use killswitch::netlink::{Family, Socket};
 use killswitch::wireguard::{Device, Error};
 use nix::sys::signal::Signal;
 
-use crate::tunnel::{Tunnel, device, processes};
+use crate::tunnel::{Tunnel, children, device, processes};
 
 pub fn a_link_is_made_as_configured() -> Outcome {
     let tunnel = Tunnel::with(|config| {
@@ -158,13 +158,62 @@ pub fn nobody_else_can_read_a_key() -> Outcome {
     assert!(!environment.contains("PATH="), "{environment}");
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata("/run/wireguard")?.permissions().mode() & 0o777, 0o700);
-    // A process group of its own: a signal to ours does not reach it.
-    let group = nix::unistd::getpgid(Some(process))?;
-    assert_eq!(group, process);
-    for descriptor in std::fs::read_dir(format!("/proc/{process}/fd"))?.take(3) {
-        let target = std::fs::read_link(descriptor?.path())?;
-        println!("{}", target.display());
+    Ok(())
+}
+
+/// Nothing ties it to us: neither our process group, nor a pipe that breaks, nor a directory.
+pub fn the_program_outlives_us() -> Outcome {
+    let tunnel = Tunnel::connected()?;
+    let process = tunnel.process()?;
+    assert_eq!(nix::unistd::getpgid(Some(process))?, process);
+    let target = |what: &str| -> Result<String> {
+        let path = std::fs::read_link(format!("/proc/{process}/{what}")).during(what)?;
+        Ok(path.display().to_string())
+    };
+    assert_eq!(target("cwd")?, "/");
+    assert_eq!((target("fd/0")?, target("fd/1")?), ("/dev/null".into(), "/dev/null".into()));
+    assert!(target("fd/2")?.starts_with("/memfd:"), "{}", target("fd/2")?);
+    // What it says from now on cannot fill the memory.
+    let said = std::fs::OpenOptions::new().append(true).open(format!("/proc/{process}/fd/2"))?;
+    assert!(std::io::Write::write(&mut &said, b"more").is_err());
+    Ok(())
+}
+
+pub fn without_wireguard_in_the_kernel_a_program_is_used() -> Outcome {
+    let mut tunnel = Tunnel::with(|config| config.tunnel.backend = Backend::Auto)?;
+    if tunnel.lab.internet.ip("link add probe type wireguard").is_ok() {
+        println!("this kernel has WireGuard");
+        return Ok(());
     }
+    tunnel.ensure()?;
+    tunnel.connect(tunnel.first())?;
+    // Another backend from now on: a second device with our key may not stay.
+    tunnel.config.tunnel.backend = Backend::Kernel;
+    tunnel.device = device(&tunnel.config)?;
+    assert_eq!(tunnel.ask(Device::link)?.0, TunnelLink::Foreign);
+    assert!(tunnel.ensure().is_err());
+    assert_eq!(tunnel.ask(Device::link)?.0, TunnelLink::Absent);
+    assert!(!tunnel.lab.client.has_link("wg0-foreign1")?);
+    Ok(())
+}
+
+pub fn nothing_is_left_behind() -> Outcome {
+    let tunnel = Tunnel::new()?;
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).map(Iterator::count);
+    tunnel.ensure()?;
+    tunnel.ask(Device::remove_link)?;
+    let before = (count("fd")?, count("task")?);
+    for _ in 0..10 {
+        tunnel.ensure()?;
+        tunnel.ask(|device| device.set_peer(tunnel.first()))?;
+        tunnel.ask(Device::remove_link)?;
+    }
+    eventually("no child is left, not even a zombie", || {
+        tunnel.ask(Device::link)?;
+        Ok(children()?.is_empty())
+    })?;
+    assert_eq!((count("fd")?, count("task")?), before);
+    assert_eq!(std::fs::read_dir("/run/wireguard")?.count(), 0);
     Ok(())
 }
 

@@ -25,6 +25,9 @@ fn main() -> std::process::ExitCode {
             a_program_that_dies_or_hangs_is_replaced,
             a_link_that_somebody_deleted_comes_back,
             nobody_else_can_read_a_key,
+            the_program_outlives_us,
+            without_wireguard_in_the_kernel_a_program_is_used,
+            nothing_is_left_behind,
             without_ipv6_the_tunnel_has_ipv4,
             what_is_missing_is_said;
         session:

@@ -147,8 +147,13 @@ pub fn device(config: &Config) -> Result<Device> {
     })
 }
 
-/// Every child of ours that has a tun device, zombies not counted.
+/// Every child of ours, zombies not counted.
 pub fn processes() -> Result<Vec<Pid>> {
+    Ok(children()?.into_iter().filter(|(_, zombie)| !zombie).map(|(process, _)| process).collect())
+}
+
+/// Every child of ours, and whether it is a zombie.
+pub fn children() -> Result<Vec<(Pid, bool)>> {
     let own = format!("PPid:\t{}", std::process::id());
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").during("/proc")? {
@@ -157,9 +162,8 @@ pub fn processes() -> Result<Vec<Pid>> {
         let name = path.file_name().and_then(|it| it.to_str()).and_then(|it| it.parse().ok());
         if let Some(process) = name
             && status.lines().any(|line| line == own)
-            && !status.contains("State:\tZ")
         {
-            found.push(Pid::from_raw(process));
+            found.push((Pid::from_raw(process), status.contains("State:\tZ")));
         }
     }
     Ok(found)
