@@ -34,8 +34,7 @@ impl Listener {
     /// Takes what waits; whether events were lost.
     pub(super) fn drain(&mut self, mut each: impl FnMut(&Message)) -> io::Result<bool> {
         for _ in 0..MOST {
-            let one = |socket: &Socket| socket.receive_one(MsgFlags::MSG_DONTWAIT);
-            match self.socket.try_io(interest(), one) {
+            match self.one() {
                 Ok(messages) => messages.iter().flatten().for_each(&mut each),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(std::mem::take(&mut self.lossy));
@@ -48,6 +47,17 @@ impl Listener {
             }
         }
         Ok(self.lossy)
+    }
+
+    /// One datagram, or the error that waits. An interest at a time: tokio's `try_io` takes no two.
+    fn one(&self) -> io::Result<Option<Vec<Message>>> {
+        let one = |socket: &Socket| socket.receive_one(MsgFlags::MSG_DONTWAIT);
+        match self.socket.try_io(Interest::READABLE, one) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.socket.try_io(Interest::ERROR, one)
+            }
+            other => other,
+        }
     }
 }
 
