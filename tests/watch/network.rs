@@ -69,7 +69,7 @@ pub fn the_best_way_out() -> Outcome {
         let (eth0, eth1) = (index("eth0")?, index("eth1")?);
         let way = |link, router: &str| Some((link, router.to_owned()));
         let it = &mut observer;
-        assert_eq!(after(it, "ip address show").await?, None);
+        assert_eq!(after(it, "true").await?, None);
         let line = "ip route add default via 192.0.2.1 metric 200";
         assert_eq!(after(it, line).await?, way(eth0, "192.0.2.1"));
         let line = "ip route add default via 198.51.100.1 metric 100";
@@ -103,7 +103,7 @@ pub fn the_tunnels_link() -> Outcome {
         let mut observer = Observer::open().during("observer")?;
         let tunnel = tunnel();
         for (line, expected) in [
-            ("ip link show", TunnelLink::Absent),
+            ("true", TunnelLink::Absent),
             ("ip link add wg0 type bridge", TunnelLink::Foreign),
             ("ip link set wg0 up", TunnelLink::Foreign),
             ("ip link del wg0", TunnelLink::Absent),

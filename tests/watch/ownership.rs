@@ -248,10 +248,7 @@ pub fn the_static_lock_is_replaced_without_a_leak() -> Outcome {
     let it = LockedLab::table_alone("")?;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/nft/lock.nft");
     let text = std::fs::read_to_string(path)?;
-    let anew = it.write(
-        "lock.nft",
-        &format!("table inet killswitch\ndelete table inet killswitch\n{text}"),
-    )?;
+    let anew = it.write("lock.nft", &format!("delete table inet killswitch\n{text}"))?;
     let load = format!("nft -f {}", anew.display());
     without_a_leak(&it, datagrams, 50, || {
         run(&load)?;
@@ -273,7 +270,8 @@ pub fn another_owner_is_named() -> Outcome {
         assert!(outcome.degraded.iter().any(|it| it.contains("is owned by")), "{outcome:?}");
         // What it cannot change, it says; and the routing guard is held all the same.
         run("ip rule flush protocol kernel")?;
-        let other = Policy { dhcp: true, ..policy.clone() };
+        let ntp = [INTERNET_V4.into()].into();
+        let other = Policy { ntp, ..policy.clone() };
         assert!(matches!(
             second.hold(&other),
             Err(lock::Error::Netfilter(netfilter::Error::Owned { .. }))
