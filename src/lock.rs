@@ -141,7 +141,8 @@ fn lock_tables(
     let mut outcome = Outcome::default();
     // Internal bridges are safe only behind an egress guard. On a first lock it follows at once;
     // later, its absence shows that this kernel has none.
-    let guarded = policy.egress_guard && matches!(read_with(netfilter)?, (None, _) | (_, Some(_)));
+    let exists = |family| netfilter::exists(netfilter, family);
+    let guarded = policy.egress_guard && (!exists(Family::Inet)? || exists(Family::Netdev)?);
     let wanted = if guarded { policy.clone() } else { without_guard(policy) };
     outcome.changed |= put(&ruleset::compile(&wanted))? == Applied::Changed;
     if !policy.egress_guard {

@@ -13,7 +13,7 @@ mod replace;
 pub use batch::Refusal;
 pub use egress::{Guard, apply_guard, apply_guard_by, guarded, references};
 pub use live::{Counted, LiveTable};
-pub use own::{Ownership, own, owner};
+pub use own::{Ownership, exists, own, owner};
 pub use replace::{Applied, apply, commit, remove};
 
 /// Why a table could not be put into the kernel; what was there before is still there.

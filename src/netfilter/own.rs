@@ -63,6 +63,14 @@ pub fn owner(socket: &Socket, family: Family) -> Result<Option<u32>, Error> {
     Ok(live::read_table(socket, family)?.and_then(|table| table.owner))
 }
 
+/// Whether one of our tables is there, whatever it holds.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn exists(socket: &Socket, family: Family) -> Result<bool, Error> {
+    Ok(live::read_table(socket, family)?.is_some())
+}
+
 fn claim(family: Family) -> Batch {
     let mut batch = Batch::new(family);
     batch.add_table(OWNER | PERSIST);

@@ -3,9 +3,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use netlink_sys::Socket as Raw;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use nix::sys::socket::{
-    MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt};
 
 /// `nlmsghdr`: length, type, flags, sequence number, port id.
 const HEADER: usize = 16;

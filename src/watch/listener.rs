@@ -34,7 +34,7 @@ impl Listener {
     /// Takes what waits; whether events were lost.
     pub(super) fn drain(&mut self, mut each: impl FnMut(&Message)) -> io::Result<bool> {
         for _ in 0..MOST {
-            match self.receive() {
+            match self.one() {
                 Ok(messages) => messages.iter().flatten().for_each(&mut each),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(std::mem::take(&mut self.lossy));
@@ -49,9 +49,8 @@ impl Listener {
         Ok(self.lossy)
     }
 
-    /// Tokio knows an interest in both only when it waits: asked whether it is ready for both, it
-    /// never is (`Interest::mask`).
-    fn receive(&self) -> io::Result<Option<Vec<Message>>> {
+    /// One datagram, or the error that waits. An interest at a time: tokio's `try_io` takes no two.
+    fn one(&self) -> io::Result<Option<Vec<Message>>> {
         let one = |socket: &Socket| socket.receive_one(MsgFlags::MSG_DONTWAIT);
         match self.socket.try_io(Interest::READABLE, one) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -193,9 +193,8 @@ fn first_hop(
     }
     if let Some(hops) = hops {
         let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-        let hop = hops
-            .iter()
-            .find(|hop| !hop.flags.intersects(dead) && ways(hop.interface_index))?;
+        let hop =
+            hops.iter().find(|hop| !hop.flags.intersects(dead) && ways(hop.interface_index))?;
         return Some((metric, hop.interface_index, gateway(&hop.attributes)));
     }
     let dead = RouteFlags::Dead | RouteFlags::Linkdown;

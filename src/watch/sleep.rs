@@ -128,7 +128,7 @@ async fn listen_to_logind(wakings: mpsc::Sender<()>) {
         let mut heard = false;
         // Why there is no bus does not matter: it is asked for again.
         let _ = hear(&wakings, &mut heard).await;
-        pause = if heard { FIRST } else { LONGEST.min(pause * 2) };
+        pause = if heard { FIRST } else { LONGEST.min(pause * 4) };
         tokio::time::sleep(pause).await;
     }
 }

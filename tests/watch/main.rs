@@ -1,1 +1,43 @@
-fn main() {}
+//! What the daemon is told of the kernel's changes, and who owns the tables.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod network;
+mod ownership;
+mod roles;
+mod sleep;
+mod storm;
+mod told;
+
+use killswitch::lab::harness;
+
+fn main() -> std::process::ExitCode {
+    if let Some(code) = roles::play() {
+        return code;
+    }
+    harness::run_with_slow(
+        &[
+            ("table_changes_of_others_are_told", told::table_changes_of_others_are_told),
+            ("own_changes_are_not_told", told::own_changes_are_not_told),
+            ("deleted_rules_and_routes_are_told", told::deleted_rules_and_routes_are_told),
+            ("an_overrun_is_told_and_made_good", told::an_overrun_is_told_and_made_good),
+            ("messages_of_others_are_not_events", told::messages_of_others_are_not_events),
+            ("nothing_runs_while_nothing_happens", told::nothing_runs_while_nothing_happens),
+            ("the_best_way_out", network::the_best_way_out),
+            ("the_tunnels_link", network::the_tunnels_link),
+            ("links_with_strange_names", network::links_with_strange_names),
+            ("a_flush_leaves_what_is_owned", ownership::a_flush_leaves_what_is_owned),
+            ("ownership_outlives_the_daemon", ownership::ownership_outlives_the_daemon),
+            ("orphans_are_taken_without_a_leak", ownership::orphans_are_taken_without_a_leak),
+            (
+                "the_static_lock_is_replaced_without_a_leak",
+                ownership::the_static_lock_is_replaced_without_a_leak,
+            ),
+            ("another_owner_is_named", ownership::another_owner_is_named),
+            ("holding_what_holds_is_cheap", ownership::holding_what_holds_is_cheap),
+            ("logind_tells_of_waking", sleep::logind_tells_of_waking),
+            ("storm", storm::storm),
+        ],
+        &[("storm_of_a_million_slow", storm::storm_of_a_million_slow)],
+    )
+}

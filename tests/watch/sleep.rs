@@ -1,0 +1,71 @@
+//! Waking, as logind tells of it: a bus of our own, and somebody who bears logind's name.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use killswitch::lab::harness::Outcome;
+use killswitch::lab::{Context, Error, Host};
+
+use crate::roles;
+use crate::told::within;
+
+const CONFIGURATION: &str = "<busconfig>
+    <listen>unix:dir=/run</listen>
+    <auth>EXTERNAL</auth>
+    <policy context=\"default\">
+        <allow send_destination=\"*\" eavesdrop=\"true\"/>
+        <allow eavesdrop=\"true\"/>
+        <allow own=\"*\"/>
+        <allow user=\"*\"/>
+    </policy>
+</busconfig>";
+
+pub fn logind_tells_of_waking() -> Outcome {
+    let host = Host::new("client")?;
+    if host.output("dbus-daemon", &["--version"]).is_err() {
+        println!("no dbus-daemon here: nothing is shown");
+        return Ok(());
+    }
+    let file = "/run/killswitch-test-bus.conf";
+    std::fs::write(file, CONFIGURATION)?;
+    let mut bus = Command::new("dbus-daemon");
+    bus.args(["--nofork", "--print-address", "--config-file", file]).stdout(Stdio::piped());
+    let mut bus = host.start(bus)?;
+    let mut address = String::new();
+    let output = bus.child().stdout.take().ok_or("no output")?;
+    BufReader::new(output).read_line(&mut address)?;
+    let mut sleeper = roles::command("sleeper");
+    sleeper.env("DBUS_SYSTEM_BUS_ADDRESS", address.trim()).stdout(Stdio::piped());
+    let mut sleeper = host.start(sleeper)?;
+    let output = sleeper.child().stdout.take().ok_or("no output")?;
+    let mut lines = BufReader::new(output).lines();
+    assert_eq!(lines.next().ok_or("no word")??, "waiting");
+    within(&host, || async {
+        let logind = zbus::connection::Builder::address(address.trim())
+            .name("org.freedesktop.login1")
+            .build()
+            .await
+            .during("bus")?;
+        let tell = async |sleeping: bool| {
+            let (path, interface) = ("/org/freedesktop/login1", "org.freedesktop.login1.Manager");
+            let to = None::<zbus::names::BusName<'_>>;
+            let told = logind.emit_signal(to, path, interface, "PrepareForSleep", &sleeping);
+            told.await.during("signal")
+        };
+        // Falling asleep is not waking; it may not listen yet, so it is told again.
+        for _ in 0..20 {
+            tell(true).await?;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert!(sleeper.child().try_wait().during("sleeper")?.is_none(), "woken by falling asleep");
+        while sleeper.child().try_wait().during("sleeper")?.is_none() {
+            tell(false).await?;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(())
+    })?;
+    match lines.next() {
+        Some(Ok(word)) if word == "resumed" => Ok(()),
+        other => Err(Error::new(format!("said {other:?}")).into()),
+    }
+}
