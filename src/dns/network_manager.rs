@@ -100,7 +100,7 @@ impl Note {
         let all_names = Variant::from(BTreeMap::from([("servers", servers)]));
         let domains = Variant::from(BTreeMap::from([("*", all_names)]));
         let searches = Variant::from(self.searches.clone());
-        let owned = |value: Variant<'_>| OwnedVariant::try_from(value).map_err(zbus::Error::from);
+        let owned = |value: Variant<'_>| OwnedVariant::try_from(value);
         Ok(Dictionary::from([
             ("searches".into(), owned(searches)?),
             ("domains".into(), owned(domains)?),

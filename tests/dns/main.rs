@@ -119,18 +119,8 @@ fn other_resolvers_take_our_place_and_the_first_original_comes_back() -> Outcome
 
 /// What a daemon leaves that is killed between any two steps, and what the next one makes of it.
 fn a_crash_anywhere_is_mended() -> Outcome {
-    let killed_after_keeping = |folder: &Path| {
-        let (file, original) = names_of(folder);
-        fs::hard_link(file, original)
-    };
-    let killed_after_writing = |folder: &Path| {
-        killed_after_keeping(folder)?;
-        fs::write(folder.join(".resolv.conf.killswitch"), "# Written by kills")
-    };
-    let killed_after_replacing =
-        |folder: &Path| ResolvConf::within(folder).replace(OURS).map_err(std::io::Error::other);
-    let steps: [&dyn Fn(&Path) -> std::io::Result<()>; 3] =
-        [&killed_after_keeping, &killed_after_writing, &killed_after_replacing];
+    let steps: [fn(&Path) -> std::io::Result<()>; 3] =
+        [killed_after_keeping, killed_after_writing, killed_after_replacing];
     for (step, leave) in steps.iter().enumerate() {
         for sets_again in [false, true] {
             let (folder, _, file) = folder()?;
@@ -150,8 +140,17 @@ fn a_crash_anywhere_is_mended() -> Outcome {
     Ok(())
 }
 
-fn names_of(folder: &Path) -> (PathBuf, PathBuf) {
-    (folder.join("resolv.conf"), folder.join("resolv.conf.before-killswitch"))
+fn killed_after_keeping(folder: &Path) -> std::io::Result<()> {
+    fs::hard_link(folder.join("resolv.conf"), folder.join("resolv.conf.before-killswitch"))
+}
+
+fn killed_after_writing(folder: &Path) -> std::io::Result<()> {
+    killed_after_keeping(folder)?;
+    fs::write(folder.join(".resolv.conf.killswitch"), "# Written by kills")
+}
+
+fn killed_after_replacing(folder: &Path) -> std::io::Result<()> {
+    ResolvConf::within(folder).replace(OURS).map_err(std::io::Error::other)
 }
 
 fn what_somebody_else_wrote_meanwhile_stays() -> Outcome {
