@@ -363,8 +363,8 @@ fn write(folder: &Path, name: &str, content: &str) {
 
 /// From the start of a program to the first commit, and to its end.
 fn timed(program: &[&str]) -> (Duration, Duration) {
-    let events = Socket::open(Family::Netfilter).expect("a netlink socket");
-    events.subscribe(NFTABLES_EVENTS).expect("a subscription");
+    let events =
+        Socket::open_subscribed(Family::Netfilter, &[NFTABLES_EVENTS]).expect("a subscription");
     let start = Instant::now();
     let mut child = Command::new(program[0])
         .args(&program[1..])

@@ -42,12 +42,9 @@ pub fn a_link_is_made_as_configured() -> Outcome {
 /// Or every event of ours would lead to the next.
 pub fn a_link_that_is_right_is_left_alone() -> Outcome {
     let tunnel = Tunnel::connected()?;
-    let listener = tunnel.lab.client.run(|| -> std::io::Result<Socket> {
-        let socket = Socket::open(Family::Route)?;
-        // RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
-        [1, 5, 9].into_iter().try_for_each(|group| socket.subscribe(group))?;
-        Ok(socket)
-    })??;
+    // RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
+    let listener =
+        tunnel.lab.client.run(|| Socket::open_subscribed(Family::Route, &[1, 5, 9]))??;
     let before = (tunnel.process()?, tunnel.wg("listen-port")?, tunnel.wg("latest-handshakes")?);
     for _ in 0..3 {
         tunnel.ensure()?;
