@@ -208,9 +208,7 @@ fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
 }
 
 /// The configuration's policy; or the strictest, and why it stands in.
-pub(super) fn load_or_strictest(
-    arguments: &Arguments,
-) -> (Option<Config>, Policy, Option<String>) {
+pub(super) fn load_or_strictest(arguments: &Arguments) -> (Option<Config>, Policy, Option<String>) {
     match config::load(&arguments.config) {
         Ok(config) => {
             let policy = Policy::from_config(&config);

@@ -64,6 +64,10 @@ enum TunnelTask {
 enum DnsTask {
     Set,
     Restore,
+    /// As after a crash, without being asked by the engine.
+    Tidy,
+    /// Others, a DHCP client for one, may have replaced them.
+    Look,
     Configure(Resolvers),
 }
 
@@ -96,6 +100,16 @@ impl Lanes {
             Effect::RestoreDns => drop(self.dns.send(DnsTask::Restore)),
             other => drop(self.tunnel.send(TunnelTask::Perform(other))),
         }
+    }
+
+    /// Gives back the resolvers that a daemon which is gone may have left.
+    pub(super) fn tidy_resolvers(&self) {
+        let _ = self.dns.send(DnsTask::Tidy);
+    }
+
+    /// While the tunnel's resolvers are wanted, sets them again if somebody replaced them.
+    pub(super) fn look_at_resolvers(&self) {
+        let _ = self.dns.send(DnsTask::Look);
     }
 
     /// Applies a new policy.
@@ -267,6 +281,22 @@ async fn keep_resolvers(
                     let _ = set(Some(&new)).await;
                 }
                 resolvers = Some(new);
+                continue;
+            }
+            DnsTask::Tidy => {
+                if let Err(error) = restore(resolvers.as_ref()).await {
+                    tracing::warn!("the resolvers of an earlier daemon: {error}");
+                }
+                continue;
+            }
+            DnsTask::Look => {
+                if wanted
+                    && let Some(resolvers) = &resolvers
+                    && !resolvers.is_set().await
+                {
+                    tracing::info!("somebody replaced the tunnel's resolvers: setting them again");
+                    let _ = set(Some(resolvers)).await;
+                }
                 continue;
             }
             DnsTask::Set => {

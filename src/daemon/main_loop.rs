@@ -150,6 +150,9 @@ impl Daemon {
         };
         daemon.feed_watchdog();
         daemon.decide(Event::Started { network: network.network, tunnel });
+        if !matches!(daemon.engine.state(), State::Connected(_)) {
+            daemon.lanes.tidy_resolvers();
+        }
         Ok(daemon)
     }
 
@@ -210,7 +213,10 @@ impl Daemon {
             Ok(outcome) => {
                 if outcome.changed && std::mem::take(&mut self.disturbed) {
                     self.repairs += 1;
-                    tracing::warn!(REPAIRS = self.repairs, "the lock was changed by others: mended");
+                    tracing::warn!(
+                        REPAIRS = self.repairs,
+                        "the lock was changed by others: mended"
+                    );
                     self.tell(protocol::Event::Repaired { repairs: self.repairs });
                 }
                 self.disturbed = false;
@@ -329,6 +335,9 @@ impl Daemon {
                     self.decide(Event::LinkAppeared);
                 }
                 self.decide(Event::Network(observed.network));
+                if matches!(self.engine.state(), State::Connected(_)) {
+                    self.lanes.look_at_resolvers();
+                }
             }
             // Too much changed meanwhile: there is another event to come.
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -383,9 +392,11 @@ impl Daemon {
     }
 
     fn watch_traffic(&mut self) {
-        let index = self.policy.tunnel.as_ref().and_then(|tunnel| {
-            nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok()
-        });
+        let index = self
+            .policy
+            .tunnel
+            .as_ref()
+            .and_then(|tunnel| nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok());
         match index.map(TrafficAlarm::set) {
             Some(Ok(alarm)) => {
                 self.alarm = Some(alarm);
@@ -510,7 +521,8 @@ impl Daemon {
             State::External { up: true } => ("connected", None),
             State::External { up: false } => ("disconnected", None),
         };
-        let server = candidate.and_then(|it| Some(self.config.as_ref()?.servers.get(it.server)?.name.clone()));
+        let server = candidate
+            .and_then(|it| Some(self.config.as_ref()?.servers.get(it.server)?.name.clone()));
         protocol::Report {
             state: state.into(),
             server,

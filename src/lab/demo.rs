@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::addresses::*;
 use super::capture::{Capture, Report};
+use super::daemon::Daemon;
 use super::decoder::Expectation;
 use super::error::{Error, Result};
+use super::faults::Fault;
 use super::services::Heard;
 use super::setup;
 use super::topology::Lab;
 use super::traffic::{Senders, Tally};
-use super::wireguard::Wireguard;
 
 mod verdict;
 
@@ -21,8 +22,10 @@ pub use verdict::{Outcome, Verdicts};
 
 /// Packets a second that the client's programs send throughout.
 const RATE: u32 = 1000;
-/// How long each fault is watched.
+/// How long nothing may leave while there is no tunnel.
 const PERIOD: Duration = Duration::from_secs(3);
+/// How long a fault lasts that comes and goes.
+const SPELL: Duration = Duration::from_secs(1);
 /// How long the Internet host may take to read what came before a watched period.
 const SETTLE: Duration = Duration::from_millis(300);
 /// How long answers may take to come (again): machines are noisy.
@@ -56,39 +59,77 @@ const STEPS: &[Step] = &[
         run: Demo::unlocked,
     },
     Step { name: "lock", claim: "the lock is applied and nothing leaves", run: Demo::lock },
-    Step { name: "connect", claim: "the tunnel works, and only the tunnel", run: Demo::connect },
-    Step { name: "kill", claim: "the tunnel is killed: nothing leaks", run: Demo::kill },
     Step {
-        name: "reconnect",
-        claim: "the tunnel comes back by itself, still nothing leaks",
-        run: Demo::reconnect,
+        name: "connect",
+        claim: "the daemon connects: the tunnel and nothing else",
+        run: Demo::connect,
     },
     Step {
-        name: "server-dead",
-        claim: "the server dies and comes back: nothing leaks",
-        run: Demo::server_dies,
+        name: "tunnel-killed",
+        claim: "the tunnel is killed: the daemon makes it anew",
+        run: |demo| demo.suffers(&[Fault::TunnelDeleted]),
+    },
+    Step {
+        name: "servers-dead",
+        claim: "both servers are dead: nothing leaves, for as long as it takes",
+        run: Demo::servers_die,
+    },
+    Step {
+        name: "servers-back",
+        claim: "the servers are back: so is the tunnel",
+        run: Demo::servers_return,
     },
     Step {
         name: "failover",
-        claim: "the tunnel moves to the other server: nothing leaks",
+        claim: "the server in use falls silent: the daemon takes the other one",
         run: Demo::failover,
     },
     Step {
+        name: "link-flap",
+        claim: "the link goes down and up",
+        run: |demo| demo.suffers(&[Fault::LinkDown]),
+    },
+    Step {
+        name: "new-network",
+        claim: "another network: other address, other router",
+        run: |demo| demo.suffers_for_good(Fault::NewNetwork),
+    },
+    Step {
         name: "routes",
-        claim: "the network pushes routes around the tunnel: nothing leaks",
+        claim: "the network pushes routes around the tunnel",
         run: Demo::hostile_routes,
     },
     Step {
-        name: "link-flap",
-        claim: "the link goes down and up: nothing leaks",
-        run: Demo::link_flap,
+        name: "flush",
+        claim: "another program flushes the firewall",
+        run: |demo| demo.suffers(&[Fault::RulesetFlushed]),
+    },
+    Step {
+        name: "rules-deleted",
+        claim: "another program deletes the policy rules and routes",
+        run: |demo| demo.suffers(&[Fault::RulesDeleted, Fault::RoutesDeleted]),
+    },
+    Step {
+        name: "look-alike",
+        claim: "another link takes the tunnel's name",
+        run: |demo| demo.suffers(&[Fault::LookAlikeVeth]),
+    },
+    Step {
+        name: "daemon-killed",
+        claim: "the daemon is killed: the lock holds and the tunnel goes on",
+        run: Demo::daemon_dies,
+    },
+    Step {
+        name: "daemon-back",
+        claim: "the daemon is started again: it adopts what it finds",
+        run: Demo::daemon_returns,
     },
 ];
 
 struct Demo {
     options: Options,
     // Dropped in this order: those who use the laboratory first.
-    tunnel: Option<Wireguard>,
+    daemon: Option<Daemon>,
     senders: Senders,
     lab: Lab,
 }
@@ -138,7 +179,7 @@ impl Demo {
         lab.start_server(0)?;
         lab.start_server(1)?;
         let senders = Senders::start(&lab, RATE)?;
-        Ok(Demo { options, tunnel: None, senders, lab })
+        Ok(Demo { options, daemon: None, senders, lab })
     }
 
     /// The positive control: a capture that sees nothing here proves nothing later.
@@ -153,10 +194,7 @@ impl Demo {
     }
 
     fn lock(&mut self) -> Result<Finding> {
-        let program = match &self.options.program {
-            Some(program) => program.clone(),
-            None => setup::program()?,
-        };
+        let program = self.program()?;
         let configuration = setup::write_configuration(&self.lab, "")?;
         let output = setup::killswitch(&self.lab, &program, &configuration, &["lock"])?;
         if !output.status.success() {
@@ -169,71 +207,88 @@ impl Demo {
         })
     }
 
+    fn program(&self) -> Result<PathBuf> {
+        self.options.program.clone().map_or_else(setup::program, Ok)
+    }
+
     fn connect(&mut self) -> Result<Finding> {
         self.connected(|demo| {
-            demo.tunnel = Some(demo.lab.client_tunnel(0)?);
+            let program = demo.program()?;
+            let configuration = setup::write_configuration(&demo.lab, "")?;
+            demo.daemon = Some(Daemon::start(&demo.lab, &program, &configuration)?);
             Ok(())
         })
     }
 
-    fn kill(&mut self) -> Result<Finding> {
+    fn servers_die(&mut self) -> Result<Finding> {
         self.silent(|demo| {
-            demo.tunnel = None;
+            Fault::ServerSilent(0).apply(&mut demo.lab)?;
+            Fault::ServerRefuses(1).apply(&mut demo.lab)?;
             sleep(PERIOD);
             Ok(())
         })
     }
 
-    fn reconnect(&mut self) -> Result<Finding> {
-        self.connect()
-    }
-
-    fn server_dies(&mut self) -> Result<Finding> {
+    fn servers_return(&mut self) -> Result<Finding> {
         self.connected(|demo| {
-            demo.lab.stop_server(0);
-            sleep(PERIOD);
-            demo.lab.start_server(0)?;
-            // The server has forgotten the session, and the client does not know: a new device
-            // is what a daemon would make after so long a silence.
-            demo.tunnel = None;
-            demo.tunnel = Some(demo.lab.client_tunnel(0)?);
-            Ok(())
+            Fault::ServerSilent(0).undo(&mut demo.lab)?;
+            Fault::ServerRefuses(1).undo(&mut demo.lab)
         })
     }
 
     fn failover(&mut self) -> Result<Finding> {
+        let program = self.program()?;
+        let configuration = setup::write_configuration(&self.lab, "")?;
+        let words = ["status", "--json"];
+        let status = setup::killswitch(&self.lab, &program, &configuration, &words)?;
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout)
+            .map_err(|error| Error::new(format!("killswitch status --json: {error}")))?;
+        let used = status["tunnel"]["server"].as_str().unwrap_or_default();
+        let position = self.lab.servers.iter().position(|server| server.host.name() == used);
+        let position = position.ok_or_else(|| Error::new(format!("no server in use: {status}")))?;
+        self.suffers_for_good(Fault::ServerSilent(position))
+    }
+
+    fn daemon_dies(&mut self) -> Result<Finding> {
         self.connected(|demo| {
-            demo.lab.stop_server(0);
-            demo.tunnel = None;
-            demo.tunnel = Some(demo.lab.client_tunnel(1)?);
+            demo.daemon.as_mut().map(Daemon::crash);
+            sleep(PERIOD);
             Ok(())
         })
+    }
+
+    fn daemon_returns(&mut self) -> Result<Finding> {
+        self.connected(|demo| match &mut demo.daemon {
+            Some(daemon) => daemon.again(&demo.lab),
+            None => Ok(()),
+        })
+    }
+
+    /// Faults that come and go.
+    fn suffers(&mut self, faults: &[Fault]) -> Result<Finding> {
+        self.connected(|demo| {
+            faults.iter().try_for_each(|fault| fault.apply(&mut demo.lab))?;
+            sleep(SPELL);
+            faults.iter().rev().try_for_each(|fault| fault.undo(&mut demo.lab))
+        })
+    }
+
+    /// A fault that stays.
+    fn suffers_for_good(&mut self, fault: Fault) -> Result<Finding> {
+        self.connected(|demo| fault.apply(&mut demo.lab))
     }
 
     /// What TunnelVision (CVE-2024-3661) makes a DHCP client do, and its IPv6 sister.
     fn hostile_routes(&mut self) -> Result<Finding> {
         self.connected(|demo| {
             demo.lab.client.ip(&format!(
-                "route add 0.0.0.0/1 via {ROUTER_V4} dev {CLIENT_LINK}
-                 route add 128.0.0.0/1 via {ROUTER_V4} dev {CLIENT_LINK}
-                 route add 1.1.1.1/32 via {ROUTER_V4} dev {CLIENT_LINK}
-                 route add 2000::/4 via {ROUTER_LINK_LOCAL} dev {CLIENT_LINK}"
+                "route add 0.0.0.0/1 via {OTHER_ROUTER_V4} dev {CLIENT_LINK}
+                 route add 128.0.0.0/1 via {OTHER_ROUTER_V4} dev {CLIENT_LINK}
+                 route add 1.1.1.1/32 via {OTHER_ROUTER_V4} dev {CLIENT_LINK}
+                 route add 2000::/4 via {OTHER_ROUTER_LINK_LOCAL} dev {CLIENT_LINK}"
             ))?;
-            sleep(PERIOD);
+            sleep(SPELL);
             Ok(())
-        })
-    }
-
-    fn link_flap(&mut self) -> Result<Finding> {
-        self.connected(|demo| {
-            demo.lab.client.ip(&format!("link set {CLIENT_LINK} down"))?;
-            sleep(Duration::from_secs(1));
-            demo.lab.client.ip(&format!(
-                "link set {CLIENT_LINK} up
-                 address replace {CLIENT_V6}/64 dev {CLIENT_LINK}
-                 route replace default via {ROUTER_V4} dev {CLIENT_LINK}
-                 route replace ::/0 via {ROUTER_LINK_LOCAL} dev {CLIENT_LINK}"
-            ))
         })
     }
 
@@ -271,8 +326,11 @@ impl Demo {
             }
             sleep(Duration::from_millis(10));
         }
-        let through = self.tunnel.as_ref().map(Wireguard::transfer).transpose()?;
-        Err(Error::new(format!("no answers within {} s ({through:?})", PATIENCE.as_secs())))
+        let log = self.daemon.as_ref().map(Daemon::log).transpose()?.unwrap_or_default();
+        Err(Error::new(format!(
+            "no answers within {} s; the daemon said:\n{log}",
+            PATIENCE.as_secs()
+        )))
     }
 }
 
@@ -313,7 +371,12 @@ impl Watch {
         Ok(Seen {
             report,
             tally,
-            in_clear: since(&[CLIENT_V4.into(), CLIENT_V6.into()]),
+            in_clear: since(&[
+                CLIENT_V4.into(),
+                CLIENT_V6.into(),
+                OTHER_CLIENT_V4.into(),
+                OTHER_CLIENT_V6.into(),
+            ]),
             through_servers: since(&servers),
         })
     }

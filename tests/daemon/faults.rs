@@ -1,23 +1,49 @@
 //! Faults of networks, servers and other programs: nothing leaks, and traffic returns by itself.
 
+use std::time::Duration;
+
 use killswitch::lab::faults;
-use killswitch::lab::harness::{Outcome, Test};
+use killswitch::lab::harness::{Failed, Outcome, Test};
 
 use super::stage::Stage;
 
 pub const TESTS: &[Test] = &[
     ("connects_and_leaks_nothing", connects),
+    ("without_the_daemon_faults_are_not_mended", control),
     ("each_fault", each_fault),
+    ("a_dead_server_is_left_for_the_next", failover),
 ];
-pub const SLOW: &[Test] = &[];
+pub const SLOW: &[Test] = &[("pairs_of_faults", pairs), ("sequences_of_faults", sequences)];
+
+/// Sequences of [`sequences`], and of what length.
+const SEQUENCES: u64 = 200;
+const LENGTH: usize = 20;
 
 fn connects() -> Outcome {
     let stage = Stage::set()?;
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1));
     stage.nothing_leaked("connected")?;
-    let status = stage.ask(&["status"])?;
-    println!("{}", String::from_utf8_lossy(&status.stdout));
-    assert_eq!(status.status.code(), Some(0), "{}", stage.daemon.log()?);
+    let status = stage.status()?;
+    assert_eq!(status["state"], "connected", "{status:#}");
+    assert_eq!(status["intact"], true, "{status:#}");
+    assert_eq!(status["layers"]["owned"], true, "{status:#}");
+    assert_eq!(status["degraded"], serde_json::json!([]), "{status:#}");
+    assert_eq!(status["tunnel"]["server"], "server1", "{status:#}");
+    assert!(status["tunnel"]["last_handshake_age_s"].is_u64(), "{status:#}");
+    assert_eq!(stage.ask(&["status"])?.status.code(), Some(0));
+    Ok(())
+}
+
+/// The positive control: it is the daemon that mends.
+fn control() -> Outcome {
+    let mut stage = Stage::set()?;
+    stage.daemon.crash();
+    faults::Fault::TunnelDeleted.apply(&mut stage.lab)?;
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!stage.has_traffic()?, "traffic without a tunnel");
+    stage.nothing_leaked("no daemon, no tunnel")?;
+    stage.daemon.again(&stage.lab)?;
+    stage.wait_for_traffic("the daemon's return")?;
     Ok(())
 }
 
@@ -26,6 +52,48 @@ fn each_fault() -> Outcome {
     for fault in faults::ALL {
         let took = stage.suffer(&[fault])?;
         println!("{:<20} back after {} ms", fault.name(), took.as_millis());
+    }
+    Ok(())
+}
+
+fn failover() -> Outcome {
+    let mut stage = Stage::set()?;
+    for (server, next) in [(0, "server2"), (1, "server1")] {
+        let fault = faults::Fault::ServerSilent(server);
+        fault.apply(&mut stage.lab)?;
+        stage.wait_for_traffic(fault.name())?;
+        let status = stage.status()?;
+        assert_eq!(status["tunnel"]["server"], next, "{status:#}");
+        fault.undo(&mut stage.lab)?;
+        stage.nothing_leaked(fault.name())?;
+    }
+    Ok(())
+}
+
+fn pairs() -> Outcome {
+    let mut stage = Stage::set()?;
+    for (first, second) in faults::pairs() {
+        stage.suffer(&[first, second])?;
+    }
+    Ok(())
+}
+
+/// FAULT_SEED=N runs that sequence alone; FAULT_SEQUENCES=N runs so many.
+fn sequences() -> Outcome {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("FAULT_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("FAULT_SEQUENCES").unwrap_or(SEQUENCES),
+    };
+    let mut stage = Stage::set()?;
+    for seed in seeds {
+        let faults = faults::sequence(seed, LENGTH);
+        let names: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
+        let what = format!("FAULT_SEED={seed}: {}", names.join(", "));
+        let told = |failure: Failed| -> Failed {
+            format!("{what}: {}", failure.message().unwrap_or_default()).into()
+        };
+        stage.suffer_in_turn(&faults, &what).map_err(told)?;
     }
     Ok(())
 }

@@ -5,17 +5,21 @@ use std::time::{Duration, Instant};
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::Failed;
-use killswitch::lab::{Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup};
+use killswitch::lab::{
+    Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup,
+};
 
 /// Packets a second, of all kinds together.
 const RATE: u32 = 300;
+/// How long faults last.
+const SPELL: Duration = Duration::from_millis(300);
 /// For traffic to come back: machines are noisy, and some faults take a server's time-out.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Dropped in this order: those who use the laboratory first.
 pub struct Stage {
     pub daemon: Daemon,
-    pub senders: Senders,
+    _senders: Senders,
     pub capture: Capture,
     pub program: PathBuf,
     pub configuration: PathBuf,
@@ -38,7 +42,7 @@ impl Stage {
         let senders = Senders::start(&lab, RATE)?;
         let daemon = Daemon::start(&lab, &program, &configuration)?;
         let capture = Capture::start(&lab, Expectation::of(&lab))?;
-        let stage = Stage { daemon, senders, capture, program, configuration, lab };
+        let stage = Stage { daemon, _senders: senders, capture, program, configuration, lab };
         stage.wait_for_traffic("connecting at start")?;
         // What left before the lock was on.
         stage.capture.take();
@@ -69,6 +73,18 @@ impl Stage {
         }
     }
 
+    /// What `killswitch status --json` says.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let output = self.ask(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| Error::new(format!("status --json: {error}")))
+    }
+
+    /// Whether an answer comes from the Internet over IPv4.
+    pub fn has_traffic(&self) -> Result<bool> {
+        self.answers(INTERNET_V4.into())
+    }
+
     fn answers(&self, address: std::net::IpAddr) -> Result<bool> {
         let to = address.to_string();
         let output = self.lab.client.output("ping", &["-c1", "-W1", "-q", &to])?;
@@ -92,12 +108,43 @@ impl Stage {
         for fault in faults {
             fault.apply(&mut self.lab)?;
         }
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(SPELL);
         for fault in faults.iter().rev() {
             fault.undo(&mut self.lab)?;
         }
         let took = self.wait_for_traffic(&names)?;
         self.nothing_leaked(&names)?;
         Ok(took)
+    }
+
+    /// One fault after the other, each undone a while later or when it would come again, so that
+    /// several hold at once; then all are undone, and the traffic returns by itself.
+    pub fn suffer_in_turn(
+        &mut self,
+        faults: &[Fault],
+        what: &str,
+    ) -> std::result::Result<(), Failed> {
+        /// Faults at the same time.
+        const MOST: usize = 3;
+        /// Between two faults.
+        const PAUSE: Duration = Duration::from_millis(40);
+        let mut present: Vec<Fault> = Vec::new();
+        for &fault in faults {
+            if let Some(position) = present.iter().position(|&it| it == fault) {
+                present.remove(position).undo(&mut self.lab)?;
+            }
+            fault.apply(&mut self.lab)?;
+            present.push(fault);
+            if present.len() > MOST {
+                present.remove(0).undo(&mut self.lab)?;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        while let Some(fault) = present.pop() {
+            fault.undo(&mut self.lab)?;
+        }
+        self.wait_for_traffic(what)?;
+        self.nothing_leaked(what)?;
+        Ok(())
     }
 }

@@ -94,7 +94,7 @@ impl Verdicts {
             // Writing to a String cannot fail.
             let _ = writeln!(
                 table,
-                "{on}{:<8}{off}{:<12} {:>5.1} s  {}",
+                "{on}{:<8}{off}{:<14}{:>5.1} s  {}",
                 line.outcome.word(),
                 line.name,
                 line.seconds,
