@@ -299,6 +299,8 @@ impl World {
     pub fn execute(&mut self) {
         let Some(effect) = self.queue.pop_front() else { return };
         if self.failing > 0 && self.dice.once_in(self.failing) || !self.apply(&effect) {
+            // The next attempt sees what came meanwhile.
+            self.disturbed_meanwhile &= effect != Effect::HoldLock;
             self.feed(Event::Failed(effect, BAD_LUCK.to_owned()));
         } else {
             if effect == Effect::ReadTunnel {
