@@ -418,3 +418,17 @@ fn a_restarted_daemon_adopts_what_works() {
         assert!(old.is_connected() && old.rests());
     }
 }
+
+#[test]
+fn what_failed_for_want_of_a_link_is_done_when_there_is_one() {
+    let mut world = World::connected(1);
+    world.engine = killswitch::engine::Engine::new(settings(), 2);
+    world.start();
+    world.failing = 1;
+    world.run(50 * MS);
+    assert!(!world.engine.degraded().is_empty());
+    world.failing = 0;
+    world.run(10 * SECOND);
+    assert_eq!(world.engine.degraded(), [""; 0]);
+    assert!(world.is_connected() && world.rests());
+}

@@ -85,6 +85,8 @@ pub struct World {
     pub open: bool,
     /// Something changed the lock, and it was not held since.
     disturbed: bool,
+    /// The same, when it may have come too late for the effect under way.
+    disturbed_meanwhile: bool,
     pub events: u64,
     pub effects: Vec<(Time, Effect)>,
     /// Keep every effect, not only the last event's.
@@ -127,6 +129,7 @@ impl World {
             slowness: MS,
             open: false,
             disturbed: false,
+            disturbed_meanwhile: false,
             events: 0,
             effects: Vec::new(),
             keep: false,
@@ -153,7 +156,10 @@ impl World {
         match &event {
             Event::Command(Command::Unlock) => (self.open, self.disturbed) = (true, false),
             Event::Command(Command::Lock) => (self.open, self.disturbed) = (false, true),
-            Event::LinkAppeared | Event::Disturbed(_) => self.disturbed = !self.open,
+            Event::LinkAppeared | Event::Disturbed(_) => {
+                self.disturbed = !self.open;
+                self.disturbed_meanwhile = self.queue.front() == Some(&Effect::HoldLock);
+            }
             Event::Configured(settings) => self.settings = settings.clone(),
             Event::Network(network) | Event::Started { network, .. } => {
                 self.both_ways_told = network.v4.is_some() && network.v6.is_some();
@@ -293,6 +299,8 @@ impl World {
     pub fn execute(&mut self) {
         let Some(effect) = self.queue.pop_front() else { return };
         if self.failing > 0 && self.dice.once_in(self.failing) || !self.apply(&effect) {
+            // The next attempt sees what came meanwhile.
+            self.disturbed_meanwhile &= effect != Effect::HoldLock;
             self.feed(Event::Failed(effect, BAD_LUCK.to_owned()));
         } else {
             if effect == Effect::ReadTunnel {
@@ -306,7 +314,9 @@ impl World {
     fn apply(&mut self, effect: &Effect) -> bool {
         let up = self.network.tunnel == TunnelLink::Up;
         match effect {
-            Effect::HoldLock => self.disturbed = false,
+            Effect::HoldLock => {
+                self.disturbed = std::mem::take(&mut self.disturbed_meanwhile) && !self.open;
+            }
             Effect::EnsureLink if !up => {
                 self.network.tunnel = TunnelLink::Up;
                 self.tell(self.slowness);
