@@ -318,7 +318,9 @@ fn set_up_ends(client: &Host, neighbour: &Host, internet: &Host) -> Result<()> {
     );
     for address in INTERNET {
         if address != IpAddr::V4(INTERNET_V4) && address != IpAddr::V6(INTERNET_V6) {
-            commands.push_str(&format!("address add {address} dev lo\n"));
+            // Otherwise IPv6 ones may not be usable yet when the services begin.
+            let nodad = if address.is_ipv6() { "nodad" } else { "" };
+            commands.push_str(&format!("address add {address} dev lo {nodad}\n"));
         }
     }
     internet.ip(&commands)

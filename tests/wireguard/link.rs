@@ -46,6 +46,11 @@ pub fn a_link_that_is_right_is_left_alone() -> Outcome {
     let listener =
         tunnel.lab.client.run(|| Socket::open_subscribed(Family::Route, &[1, 5, 9]))??;
     let before = (tunnel.process()?, tunnel.wg("listen-port")?, tunnel.wg("latest-handshakes")?);
+    // The kernel tells late that an IPv6 address is in use.
+    eventually("silence", || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        Ok(listener.receive_pending().during("listening")?.is_none())
+    })?;
     for _ in 0..3 {
         tunnel.ensure()?;
     }
