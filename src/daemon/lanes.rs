@@ -45,6 +45,8 @@ pub(super) enum Report {
 
 /// Hands effects to their lanes.
 pub(super) struct Lanes {
+    /// Of the socket by which routes into the tunnel are made.
+    pub(super) routes_port: u32,
     lock: mpsc::Sender<LockTask>,
     tunnel: mpsc::Sender<TunnelTask>,
     dns: UnboundedSender<DnsTask>,
@@ -84,10 +86,12 @@ impl Lanes {
         spawn("lock", move || hold_lock(keeper, policy, &tasks, &to))?;
         let (tunnel, tasks) = mpsc::channel();
         let (to, device) = (reports.clone(), config.map(Tunnel::new));
-        spawn("tunnel", move || keep_tunnel(device, &tasks, &to))?;
+        let routes = Socket::open(Family::Route)?;
+        let routes_port = routes.port();
+        spawn("tunnel", move || keep_tunnel(device, &routes, &tasks, &to))?;
         let (dns, tasks) = unbounded_channel();
         tokio::spawn(keep_resolvers(config.map(resolvers), tasks, reports));
-        Ok((Lanes { lock, tunnel, dns }, received))
+        Ok((Lanes { routes_port, lock, tunnel, dns }, received))
     }
 
     /// What an effect that is not the loop's own needs done.
@@ -180,7 +184,12 @@ impl Tunnel {
         }
     }
 
-    fn perform(&self, effect: Effect, reports: &UnboundedSender<Report>) -> Report {
+    fn perform(
+        &self,
+        effect: Effect,
+        routes: &Socket,
+        reports: &UnboundedSender<Report>,
+    ) -> Report {
         let done = |result: Result<(), String>| match result {
             Ok(()) => Report::Done(effect.clone()),
             Err(why) => Report::Failed(effect.clone(), why),
@@ -197,7 +206,7 @@ impl Tunnel {
             Effect::RemoveLink => done(self.device.remove_link().map_err(words)),
             Effect::SetPeer(candidate) => done(self.device.set_peer(*candidate).map_err(words)),
             Effect::Probe => done(self.device.probe().map_err(words)),
-            Effect::EnsureRoutes => done(self.ensure_routes()),
+            Effect::EnsureRoutes => done(self.ensure_routes(routes)),
             Effect::ReadTunnel => match self.device.read() {
                 Ok(Some(reading)) => {
                     let _ = reports.send(Report::Read(reading));
@@ -210,12 +219,13 @@ impl Tunnel {
         }
     }
 
-    fn ensure_routes(&self) -> Result<(), String> {
+    fn ensure_routes(&self, socket: &Socket) -> Result<(), String> {
         let link = nix::net::if_::if_nametoindex(self.interface.as_str())
             .map_err(|error| format!("{}: {error}", self.interface))?;
-        let socket = Socket::open(Family::Route).map_err(|error| error.to_string())?;
+        // Answers to what was given up half-way.
+        socket.discard_pending();
         self.destinations.iter().try_for_each(|&destination| {
-            match routing::add_tunnel_route(&socket, link, destination) {
+            match routing::add_tunnel_route(socket, link, destination) {
                 // Without IPv6 in the kernel there is nothing that could leave over it either.
                 Err(error) if destination.addr().is_ipv6() && error.is_ipv6_missing() => Ok(()),
                 other => other.map_err(|error| error.to_string()),
@@ -226,6 +236,7 @@ impl Tunnel {
 
 fn keep_tunnel(
     mut tunnel: Option<Tunnel>,
+    routes: &Socket,
     tasks: &mpsc::Receiver<TunnelTask>,
     reports: &UnboundedSender<Report>,
 ) {
@@ -235,7 +246,7 @@ fn keep_tunnel(
                 tunnel = Some(Tunnel::new(&config));
                 continue;
             }
-            (TunnelTask::Perform(effect), Some(tunnel)) => tunnel.perform(effect, reports),
+            (TunnelTask::Perform(effect), Some(tunnel)) => tunnel.perform(effect, routes, reports),
             (TunnelTask::Perform(effect), None) => {
                 Report::Failed(effect, "the configuration has no tunnel".into())
             }

@@ -99,13 +99,14 @@ impl Daemon {
             Vec::new()
         });
         let mut keeper = Keeper::adopt(parked).map_err(Error::Kernel)?;
-        let own_ports = keeper.ports().unwrap_or_else(|error| {
+        let mut own_ports = keeper.ports().unwrap_or_else(|error| {
             tracing::warn!(%error, "our own changes cannot be told from others'");
             Vec::new()
         });
-        own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
         let (lanes, reports) =
             Lanes::start(keeper, policy.clone(), config.as_ref()).map_err(Error::Thread)?;
+        own_ports.push((Family::Route, lanes.routes_port));
+        own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
         let announcer = Announcer::new();
         let (call, calls) = mpsc::channel(1);
         let control_degraded = control::listen(announcer.clone(), call).err().map(|error| {
@@ -365,10 +366,10 @@ impl Daemon {
     }
 
     fn tampered(&mut self, layer: &str, culprit: Option<&Culprit>) {
-        if *self.engine.state() == State::Open {
+        // Told once until it is mended: a program may change a hundred rules one by one.
+        if *self.engine.state() == State::Open || std::mem::replace(&mut self.disturbed, true) {
             return;
         }
-        self.disturbed = true;
         let (pid, process) = match culprit {
             Some(Culprit::Process { pid, name }) => (Some(*pid), Some(name.clone())),
             _ => (None, None),
