@@ -90,7 +90,7 @@ pub fn the_best_way_out() -> Outcome {
         assert_eq!(v4.addresses, ["192.0.2.2".parse::<std::net::IpAddr>().during("address")?]);
         assert_eq!(v6.addresses, ["2001:db8::2".parse::<std::net::IpAddr>().during("address")?]);
         assert_eq!(v6.gateway.map(|it| it.to_string()).as_deref(), Some("fe80::1"));
-        let line = "ip route add default via inet6 fe80::7 dev eth0 metric 5";
+        let line = "ip -4 route add default via inet6 fe80::7 dev eth0 metric 5";
         assert_eq!(after(it, line).await?, way(eth0, "fe80::7"));
         Ok(())
     })?;

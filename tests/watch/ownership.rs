@@ -34,8 +34,10 @@ fn owners(host: &Host) -> Result<[Option<u32>; 2]> {
     })?
 }
 
+/// Not asked of nft: 1.0.6 hangs where a chain hooks every link (threat 42).
 fn has_tables(host: &Host) -> Result<bool> {
-    Ok(host.command("nft", &["list", "tables"])?.contains("inet killswitch"))
+    let live = host.run(lock::read)?.during("read")?;
+    Ok(live.inet.is_some() && live.egress.is_some())
 }
 
 pub fn a_flush_leaves_what_is_owned() -> Outcome {
