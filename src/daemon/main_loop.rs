@@ -15,7 +15,7 @@ use super::lanes::{Lanes, Report};
 use super::protocol::{self, Reply, Request};
 use super::{Error, Plan, system};
 use crate::config::{self, Config};
-use crate::engine::{Command, Effect, Engine, Event, Layer, Reading, State, Time};
+use crate::engine::{Command, Effect, Engine, Event, Layer, State, Time};
 use crate::lock::{self, Keeper, Outcome};
 use crate::netlink::Family;
 use crate::policy::Policy;
@@ -58,6 +58,8 @@ struct Daemon {
     config: Option<Config>,
     policy: Policy,
     complaint: Option<String>,
+    /// Only read here: the tunnel's lane changes it.
+    device: Option<Device>,
     engine: Engine,
     lanes: Lanes,
     reports: UnboundedReceiver<Report>,
@@ -120,12 +122,15 @@ impl Daemon {
             tracing::warn!(%error, "links and routes cannot be read yet");
             crate::watch::Observed { network: Default::default(), links_changed: true }
         });
-        let tunnel = config.as_ref().and_then(tunnel_as_found);
+        let device = config.as_ref().and_then(device);
+        // A tunnel that works may have been left by a daemon that was killed.
+        let tunnel = device.as_ref().and_then(|device| device.read().ok().flatten());
         let mut daemon = Daemon {
             path: path.to_owned(),
             config,
             policy,
             complaint,
+            device,
             engine: Engine::new(settings, seed()),
             lanes,
             reports,
@@ -260,11 +265,18 @@ impl Daemon {
                 self.policy = plan.policy;
                 self.complaint = None;
                 self.lock_degraded = outcome.degraded.clone();
+                let mut anew = false;
                 if let Some(config) = &plan.config {
                     self.lanes.configure(config);
+                    self.device = device(config);
+                    anew = self.config.as_ref().is_some_and(|old| ends_session(old, config));
                 }
                 self.config = plan.config;
                 self.decide(Event::Configured(plan.settings));
+                if anew && matches!(self.engine.state(), State::Connecting(_) | State::Connected(_))
+                {
+                    self.decide(Event::Command(Command::Reconnect));
+                }
                 // `reload` locks an open machine.
                 self.decide(Event::Command(Command::Lock));
                 tracing::info!("reloaded");
@@ -331,7 +343,11 @@ impl Daemon {
 
     async fn look_around(&mut self) {
         match self.observer.observe(self.policy.tunnel.as_ref()).await {
-            Ok(observed) => {
+            Ok(mut observed) => {
+                // By its name and kind alone a look-alike would be taken for ours.
+                if let Some(Ok((link, _))) = self.device.as_ref().map(Device::link) {
+                    observed.network.tunnel = link;
+                }
                 if observed.links_changed {
                     self.decide(Event::LinkAppeared);
                 }
@@ -630,12 +646,24 @@ impl Ends {
     }
 }
 
-/// A tunnel that works may have been left by a daemon that was killed.
-fn tunnel_as_found(config: &Config) -> Option<Reading> {
-    if config.tunnel.kind != config::TunnelKind::Wireguard {
-        return None;
-    }
-    Device::new(config).read().ok().flatten()
+/// The tunnel, if it is ours to make.
+fn device(config: &Config) -> Option<Device> {
+    (config.tunnel.kind == config::TunnelKind::Wireguard).then(|| Device::new(config))
+}
+
+/// Whether a session made under one configuration cannot go on under the other.
+fn ends_session(old: &Config, new: &Config) -> bool {
+    let key = |config: &Config| config.tunnel.private_key.clone();
+    let peers = |config: &Config| -> Vec<_> {
+        let servers = config.servers.iter();
+        let peer = |server: &config::Server| {
+            let server = server.clone();
+            let (name, keepalive) = (server.name, server.persistent_keepalive);
+            (name, server.public_key, server.preshared_key, server.allowed_ips, keepalive)
+        };
+        servers.map(peer).collect()
+    };
+    key(old) != key(new) || peers(old) != peers(new)
 }
 
 /// In the engine's time. CLOCK_BOOTTIME always exists.

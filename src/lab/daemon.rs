@@ -7,19 +7,29 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::addresses::TUNNEL_LINK;
 use super::error::{Context, Result};
-use super::host::Process;
+use super::host::{Host, Process};
 use super::setup;
 use super::topology::Lab;
 
 /// Private to the mount namespace, in its tmpfs.
 const LOG: &str = "/run/killswitch-lab/daemon.log";
 
-/// A running `killswitch daemon`; killed (SIGKILL) when dropped, which its tunnel outlives.
+/// A running `killswitch daemon`; killed (SIGKILL) when dropped, and its tunnel with it.
 pub struct Daemon {
     program: PathBuf,
     configuration: PathBuf,
+    client: Host,
     process: Option<Process>,
+}
+
+/// Its tunnel would outlive it, and with it the whole laboratory: the program ends with its link.
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.process = None;
+        let _ = self.client.output("ip", &["link", "delete", TUNNEL_LINK]);
+    }
 }
 
 impl Daemon {
@@ -31,6 +41,7 @@ impl Daemon {
         let mut daemon = Daemon {
             program: program.to_owned(),
             configuration: configuration.to_owned(),
+            client: lab.client.clone(),
             process: None,
         };
         daemon.again(lab)?;
