@@ -13,8 +13,9 @@ use super::topology::Lab;
 
 /// Preferences of the policy rules that [`Fault::RulesDeleted`] deletes.
 const PREFERENCES: RangeInclusive<u32> = 27500..=27599;
-/// A look-alike's name until it takes the tunnel's.
-const DISGUISED: &str = "look0";
+/// Look-alikes' names until they take the tunnel's.
+const VETH: &str = "look0";
+const TUN: &str = "look1";
 /// Its end in [`Lab::trap`].
 const TRAP: &str = "trap0";
 
@@ -194,7 +195,7 @@ impl Fault {
             RoutesDeleted => both_families(lab, &["route", "flush", "table", &MARK.to_string()]),
             RulesetFlushed => attempt(lab, "nft", &["flush", "ruleset"]),
             TableDeleted => attempt(lab, "nft", &["delete", "table", "inet", "killswitch"]),
-            TunnelDeleted => attempt(lab, "ip", &["link", "delete", TUNNEL_LINK]),
+            TunnelDeleted => delete_tunnel(lab),
             LookAlikeVeth => look_alike_veth(lab),
             LookAlikeTun => look_alike_tun(lab),
             LookAlikeNic => {
@@ -331,6 +332,16 @@ fn attempt(lab: &Lab, program: &str, arguments: &[&str]) -> Result<()> {
     lab.client.output(program, arguments).map(drop)
 }
 
+/// Whatever has the tunnel's name, unless it is the client's own link in disguise.
+fn delete_tunnel(lab: &Lab) -> Result<()> {
+    match lab.client_link_index(TUNNEL_LINK) {
+        Ok(index) if index != lab.conditions.nic => {
+            attempt(lab, "ip", &["link", "delete", TUNNEL_LINK])
+        }
+        _ => Ok(()),
+    }
+}
+
 fn both_families(lab: &Lab, arguments: &[&str]) -> Result<()> {
     for family in ["-4", "-6"] {
         let mut words = vec![family];
@@ -363,20 +374,20 @@ fn look_alike_veth(lab: &Lab) -> Result<()> {
     lab.trap.output("ip", &["link", "delete", TRAP])?;
     // Index: see set_up_isp.
     lab.trap.ip(&format!(
-        "link add {TRAP} index 200 type veth peer name {DISGUISED} netns {}
+        "link add {TRAP} index 200 type veth peer name {VETH} netns {}
          link set {TRAP} up",
         lab.client.path()
     ))?;
     // Nobody would answer: without ARP, what is sent leaves at once.
-    lab.client.ip(&format!("link set {DISGUISED} arp off"))?;
-    disguise(lab)
+    lab.client.ip(&format!("link set {VETH} arp off"))?;
+    disguise(lab, VETH)
 }
 
 fn look_alike_tun(lab: &mut Lab) -> Result<()> {
     remove_look_alike(lab)?;
-    lab.client.ip(&format!("tuntap add dev {DISGUISED} mode tun"))?;
-    lab.conditions.look_alike = Some(lab.client_link_index(DISGUISED)?);
-    disguise(lab)
+    lab.client.ip(&format!("tuntap add dev {TUN} mode tun"))?;
+    lab.conditions.look_alike = Some(lab.client_link_index(TUN)?);
+    disguise(lab, TUN)
 }
 
 fn remove_look_alike(lab: &mut Lab) -> Result<()> {
@@ -389,8 +400,8 @@ fn remove_look_alike(lab: &mut Lab) -> Result<()> {
 }
 
 /// The tunnel's name may be taken again between our deleting its link and our taking the name.
-fn disguise(lab: &Lab) -> Result<()> {
-    take_name(lab, DISGUISED, TUNNEL_LINK)?;
+fn disguise(lab: &Lab, link: &str) -> Result<()> {
+    take_name(lab, link, TUNNEL_LINK)?;
     // The lock's owner may put the impostor aside at once.
     let _ = lab.client.ip(&format!(
         "address replace {TUNNEL_V4}/32 dev {TUNNEL_LINK}
@@ -411,19 +422,21 @@ fn rename_nic(lab: &Lab, to: &str) -> Result<()> {
     take_name(lab, &name, to)
 }
 
+/// The lock's owner may be faster each time, and keep the tunnel's name.
 fn take_name(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    const TRIES: u32 = 20;
     let mut last = Error::new("never tried");
-    for _ in 0..50 {
+    for _ in 0..TRIES {
         if to == TUNNEL_LINK {
-            attempt(lab, "ip", &["link", "delete", to])?;
+            delete_tunnel(lab)?;
         }
         match lab.client.ip(&format!("link set {from} name {to}")) {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
         }
-        sleep(Duration::from_millis(10));
+        sleep(Duration::from_millis(5));
     }
-    Err(last)
+    if to == TUNNEL_LINK { Ok(()) } else { Err(last) }
 }
 
 fn name_of(lab: &Lab, index: u32) -> Result<String> {

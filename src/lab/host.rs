@@ -184,7 +184,7 @@ impl Host {
     /// # Errors
     /// That command's own words.
     pub fn ip(&self, commands: &str) -> Result<()> {
-        self.feed("ip", &["-batch", "-"], commands)
+        self.feed("ip", &["-batch", "-"], commands).during(format!("ip -batch:\n{commands}"))
     }
 
     /// Runs a program inside that reads `input` and must succeed.

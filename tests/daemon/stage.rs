@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use killswitch::lab::addresses::*;
-use killswitch::lab::harness::Failed;
+use killswitch::lab::harness::{Failed, eventually};
 use killswitch::lab::{
     Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup,
 };
@@ -43,8 +43,9 @@ impl Stage {
         let daemon = Daemon::start(&lab, &program, &configuration)?;
         let capture = Capture::start(&lab, Expectation::of(&lab))?;
         let stage = Stage { daemon, _senders: senders, capture, program, configuration, lab };
+        // Traffic in clear, before the lock is on, is none.
+        eventually("the daemon connects", || Ok(stage.ask(&["status"])?.status.code() == Some(0)))?;
         stage.wait_for_traffic("connecting at start")?;
-        // What left before the lock was on.
         stage.capture.take();
         Ok(stage)
     }
@@ -127,7 +128,7 @@ impl Stage {
         /// Faults at the same time.
         const MOST: usize = 3;
         /// Between two faults.
-        const PAUSE: Duration = Duration::from_millis(40);
+        const PAUSE: Duration = Duration::from_millis(20);
         let mut present: Vec<Fault> = Vec::new();
         for &fault in faults {
             if let Some(position) = present.iter().position(|&it| it == fault) {
