@@ -159,6 +159,8 @@ fn hold_lock(
                 Err(error) => tracing::warn!(%error, "systemd does not keep the tables' owner"),
             }
         }
+        #[cfg(feature = "lab")]
+        crash::perhaps();
         if reports.send(report).is_err() {
             return;
         }
@@ -251,6 +253,8 @@ fn keep_tunnel(
                 Report::Failed(effect, "the configuration has no tunnel".into())
             }
         };
+        #[cfg(feature = "lab")]
+        crash::perhaps();
         if reports.send(report).is_err() {
             return;
         }
@@ -319,6 +323,8 @@ async fn keep_resolvers(
                 told(Effect::RestoreDns, restore(resolvers.as_ref()).await)
             }
         };
+        #[cfg(feature = "lab")]
+        crash::perhaps();
         if reports.send(report).is_err() {
             return;
         }
@@ -358,4 +364,25 @@ async fn restarted(listener: &mut Option<Restarts>) {
     }
     *listener = None;
     tokio::time::sleep(AGAIN).await;
+}
+
+/// For tests only: the daemon is killed between two effects.
+#[cfg(feature = "lab")]
+mod crash {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use nix::sys::signal::{Signal, raise};
+
+    /// Effects until then.
+    static LEFT: LazyLock<AtomicI64> = LazyLock::new(|| {
+        let number = std::env::var("KILLSWITCH_CRASH_AFTER").ok();
+        AtomicI64::new(number.and_then(|text| text.parse().ok()).unwrap_or(i64::MAX))
+    });
+
+    pub(super) fn perhaps() {
+        if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let _ = raise(Signal::SIGKILL);
+        }
+    }
 }

@@ -53,6 +53,18 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn again(&mut self, lab: &Lab) -> Result<()> {
+        self.again_with(lab, &[])
+    }
+
+    /// As [`Daemon::again`]; it crashes after this many effects.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn again_until(&mut self, lab: &Lab, effects: u32) -> Result<()> {
+        self.again_with(lab, &[("KILLSWITCH_CRASH_AFTER", effects.to_string())])
+    }
+
+    fn again_with(&mut self, lab: &Lab, environment: &[(&str, String)]) -> Result<()> {
         self.process = None;
         let log = OpenOptions::new().append(true).create(true).open(LOG).during(LOG)?;
         let mut command = Command::new(&self.program);
@@ -63,6 +75,7 @@ impl Daemon {
             .env("KILLSWITCH_WIREGUARD", setup::wireguard()?)
             .env_remove("JOURNAL_STREAM")
             .env_remove("NOTIFY_SOCKET")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -73,6 +86,11 @@ impl Daemon {
     /// Kills it (SIGKILL), as a crash or the kernel's memory killer would.
     pub fn crash(&mut self) {
         self.process = None;
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|it| matches!(it.child().try_wait(), Ok(None)))
     }
 
     /// Sends it a signal.

@@ -1,6 +1,8 @@
 //! The daemon in the laboratory: real links, a real (userspace) WireGuard, a capture on every wire.
 
+mod crashes;
 mod faults;
+mod requests;
 mod stage;
 
 use std::process::ExitCode;
@@ -8,5 +10,6 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    harness::run_with_slow(faults::TESTS, faults::SLOW)
+    let tests = [faults::TESTS, crashes::TESTS, requests::TESTS].concat();
+    harness::run_with_slow(&tests, faults::SLOW)
 }

@@ -39,12 +39,17 @@ fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
     (out == LOOPBACK && packet.is_to_this_machine())
         // "the tunnel interface, [...] only with the tunnel's own source addresses"
         || (is_tunnel(policy, out) && is_tunnel_address(policy, packet.source))
-        || is_to_server(policy, packet)
+        || is_internal(policy, out)
+        || (!is_tunnel_address(policy, packet.source) && may_be_outside(policy, packet))
+}
+
+/// Under another address than the tunnel's: threat 71.
+fn may_be_outside(policy: &Policy, packet: &Packet) -> bool {
+    is_to_server(policy, packet)
         || keeps_the_link(policy, packet)
         || is_to_ntp(policy, packet)
         // "inbound services from named networks with their replies"
         || (is_from_service(policy, packet) && packet.history == History::Reply)
-        || is_internal(policy, out)
         || is_to_lan(policy, packet)
 }
 
@@ -101,8 +106,12 @@ fn may_be_handed_to(policy: &Policy, packet: &Packet, out: Link) -> bool {
         || is_internal(policy, out)
         || is_port
         || needs_no_address(policy, packet)
-        // Later fragments apart, which have neither port nor shape (threat 43): none is judged here.
-        || is_to_server(policy, packet)
+        || (!is_tunnel_address(policy, packet.source) && may_be_framed(policy, packet))
+}
+
+/// Later fragments apart, which have neither port nor shape (threat 43): none is judged here.
+fn may_be_framed(policy: &Policy, packet: &Packet) -> bool {
+    is_to_server(policy, packet)
         || keeps_the_link(policy, packet)
         || is_to_ntp(policy, packet)
         // It knows no connections.

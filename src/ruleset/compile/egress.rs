@@ -36,6 +36,7 @@ impl Build<'_> {
                 "is it of the type that it says",
             ));
         }
+        rules.extend(self.tunnel_address_outside());
         rules.extend(self.frames_to_servers());
         rules.extend(self.to_lan());
         rules.extend(self.inbound_replies());

@@ -19,6 +19,16 @@ impl Build<'_> {
         self.tunnel_links().into_iter().map(jump).collect()
     }
 
+    /// Where the link has no address of its own, the kernel takes another link's for what leaves by
+    /// it (`inet_select_addr`): the tunnel's, which nobody outside may learn (threat 71).
+    pub(super) fn tunnel_address_outside(&self) -> Vec<Rule> {
+        let stop = |ip: Ip| {
+            let matches = self.of(ip, [is_in(ip.saddr(), ip.set("tunnel"))]);
+            counted(matches, Action::Return, "blocked: from the tunnel's address")
+        };
+        self.tunnel_families().into_iter().map(stop).collect()
+    }
+
     pub(super) fn to_servers(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         for ip in BOTH {

@@ -6,16 +6,18 @@ use super::words::*;
 
 #[allow(clippy::wrong_self_convention, reason = "from_ and to_ say where packets come from and go")]
 impl Build<'_> {
-    /// What may leave, on whichever link it goes: asked by output and by postrouting. The frequent
-    /// stands first; all accept, so their order decides nothing.
+    /// What may leave, on whichever link it goes: asked by output and by postrouting. First the links
+    /// that stay on this machine or lead into the tunnel; then what no other link may see; then what
+    /// it may, the frequent first.
     pub(super) fn leave_chain(&self) -> Chain {
         let mut rules =
             vec![rule([is_loopback(Field::MetaOif), fib_local()], Action::Accept, "loopback")];
         rules.extend(self.to_tunnel());
+        rules.extend(self.to_internal());
+        rules.extend(self.tunnel_address_outside());
         rules.extend(self.to_servers());
         rules.extend(self.to_lan());
         rules.extend(self.inbound_replies());
-        rules.extend(self.to_internal());
         rules.extend(self.to_ntp());
         rules.extend(self.neighbours_and_leases());
         chain("leave", rules)
