@@ -382,3 +382,21 @@ pub fn t36_foreign_duplicate() -> Outcome {
     }
     Ok(())
 }
+
+/// Found by random faults: a link that lost its address lends the tunnel's to what leaves by it.
+pub fn t71_outer_packet_under_the_tunnel_address() -> Outcome {
+    let it = LockedLab::new()?;
+    it.lab.client.ip(&format!(
+        "link add name other type bridge\nlink set other up\naddress add {TUNNEL_V4}/32 dev other\n\
+         address add {TUNNEL_V6}/128 dev other nodad"
+    ))?;
+    let under_tunnel = [
+        Shot::udp("outer4 under", SERVER).wireguard(1).marked().from("10.64.0.2:40001"),
+        Shot::udp("outer6 under", SERVER_V6).wireguard(1).marked().from("[fd00:64::2]:40001"),
+    ];
+    leak(&it, &under_tunnel)?;
+    it.lock()?;
+    hold_layer_by_layer(&it, &under_tunnel)?;
+    pass(&it, &marked(outer()))?;
+    Ok(())
+}

@@ -49,6 +49,10 @@ const TESTS: &[Test] = &[
     ("t66_nothing_but_dhcp", leases::t66_nothing_but_dhcp),
     ("t67_dhcpv6_on_the_link_only", leases::t67_dhcpv6_on_the_link_only),
     ("t67_what_machines_send_by_themselves", leases::t67_what_machines_send_by_themselves),
+    (
+        "t71_outer_packet_under_the_tunnel_address",
+        endpoint::t71_outer_packet_under_the_tunnel_address,
+    ),
     ("bridge_host_and_guest_talk", bridges::bridge_host_and_guest_talk),
     ("bridge_needs_its_allowance", bridges::bridge_needs_its_allowance),
     ("bridge_published_port_from_the_host", bridges::bridge_published_port_from_the_host),
