@@ -53,7 +53,7 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn again(&mut self, lab: &Lab) -> Result<()> {
-        self.again_with(lab, &[])
+        self.again_with(lab, "", &[])
     }
 
     /// As [`Daemon::again`]; it crashes after this many effects.
@@ -61,13 +61,34 @@ impl Daemon {
     /// # Errors
     /// If it cannot be started.
     pub fn again_until(&mut self, lab: &Lab, effects: u32) -> Result<()> {
-        self.again_with(lab, &[("KILLSWITCH_CRASH_AFTER", effects.to_string())])
+        self.again_with(lab, "", &[("KILLSWITCH_CRASH_AFTER", effects.to_string())])
     }
 
-    fn again_with(&mut self, lab: &Lab, environment: &[(&str, String)]) -> Result<()> {
+    /// As [`Daemon::again`], in mounts of its own, after these commands of a shell.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn again_after(&mut self, lab: &Lab, commands: &str) -> Result<()> {
+        self.again_with(lab, commands, &[])
+    }
+
+    fn again_with(
+        &mut self,
+        lab: &Lab,
+        commands: &str,
+        environment: &[(&str, String)],
+    ) -> Result<()> {
         self.process = None;
         let log = OpenOptions::new().append(true).create(true).open(LOG).during(LOG)?;
-        let mut command = Command::new(&self.program);
+        let mut command = match commands {
+            "" => Command::new(&self.program),
+            commands => {
+                let mut shell = Command::new("unshare");
+                shell.args(["-m", "sh", "-ec", &format!("{commands}\nexec \"$@\""), "sh"]);
+                shell.arg(&self.program);
+                shell
+            }
+        };
         command
             .arg("--config")
             .arg(&self.configuration)

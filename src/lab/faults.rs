@@ -239,12 +239,11 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Changes how things are, as the network and a DHCP client would.
+/// Changes how things are.
 fn settle(lab: &mut Lab, change: impl FnOnce(&mut Conditions)) -> Result<()> {
     let moved = lab.conditions.elsewhere;
     change(&mut lab.conditions);
     let now = lab.conditions.clone();
-    let nic = name_of(lab, now.nic)?;
     if moved != now.elsewhere {
         // Pulled out here, plugged in there.
         lab.router.ip(&format!("link set {WIRE} down"))?;
@@ -254,6 +253,22 @@ fn settle(lab: &mut Lab, change: impl FnOnce(&mut Conditions)) -> Result<()> {
         if now.cable_out { "down" } else { "up" },
     );
     lab.router.ip(&format!("link set {WIRE} master {bridge}\nlink set {WIRE} {cable}"))?;
+    // The lock's owner may be giving the link another name just now.
+    const TRIES: u32 = 20;
+    let mut settled = Ok(());
+    for _ in 0..TRIES {
+        settled = settle_client(lab, &now, moved);
+        if settled.is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    settled
+}
+
+/// As a DHCP client would; may be repeated.
+fn settle_client(lab: &Lab, now: &Conditions, moved: bool) -> Result<()> {
+    let nic = name_of(lab, now.nic)?;
     if now.link_down {
         return lab.client.ip(&format!("link set {nic} down"));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use killswitch::lab::faults;
-use killswitch::lab::harness::{Failed, Outcome, Test};
+use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 
 use super::stage::Stage;
 
@@ -25,9 +25,11 @@ fn connects() -> Outcome {
     stage.nothing_leaked("connected")?;
     let status = stage.status()?;
     assert_eq!(status["state"], "connected", "{status:#}");
+    assert_eq!(status["daemon"], true, "{status:#}");
     assert_eq!(status["intact"], true, "{status:#}");
     assert_eq!(status["layers"]["owned"], true, "{status:#}");
-    assert_eq!(status["degraded"], serde_json::json!([]), "{status:#}");
+    // A busy machine may not let it answer in time.
+    eventually("nothing is degraded", || Ok(stage.status()?["degraded"] == serde_json::json!([])))?;
     assert_eq!(status["tunnel"]["server"], "server1", "{status:#}");
     assert!(status["tunnel"]["last_handshake_age_s"].is_u64(), "{status:#}");
     assert_eq!(stage.ask(&["status"])?.status.code(), Some(0));

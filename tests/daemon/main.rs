@@ -1,6 +1,7 @@
 //! The daemon in the laboratory: real links, a real (userspace) WireGuard, a capture on every wire.
 
 mod crashes;
+mod environment;
 mod faults;
 mod requests;
 mod stage;
@@ -10,6 +11,6 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests = [faults::TESTS, crashes::TESTS, requests::TESTS].concat();
+    let tests = [faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS].concat();
     harness::run_with_slow(&tests, faults::SLOW)
 }
