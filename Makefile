@@ -22,10 +22,18 @@ test: deps
 	elif sudo -n true 2>/dev/null; then sudo tests/container/run; \
 	else echo "skipped: the boot unit in a container needs root: sudo tests/container/run"; fi
 
-# What takes minutes: 10,000 reloads under a flood, and the property tests at length.
+# What takes minutes: 10,000 reloads under a flood, the property tests at length, storms, and faults
+# in pairs and in 200 random sequences (two laboratories at a time: they mostly wait).
 test-long: deps
 	JUDGES_PACKETS=100000 $(CARGO) test $(LAB) --test judges
+	ENGINE_SEQUENCES=1000000 $(CARGO) test $(LAB) --test engine random
 	$(CARGO) test $(LAB) --test threats_a -- --ignored
+	$(CARGO) test $(LAB) --test watch -- --ignored
+	$(CARGO) test $(LAB) --test daemon --no-run
+	FAULT_SEEDS=0..100 $(CARGO) test $(LAB) --test daemon -- --ignored sequences & first=$$!; \
+	$(CARGO) test $(LAB) --test daemon -- --ignored pairs && \
+	FAULT_SEEDS=100..200 $(CARGO) test $(LAB) --test daemon -- --ignored sequences && \
+	wait $$first
 
 bench: deps
 	$(STATIC) bench --target $(HOST) $(LAB) --bench lock

@@ -15,7 +15,7 @@ pub const TESTS: &[Test] = &[
 ];
 pub const SLOW: &[Test] = &[("pairs_of_faults", pairs), ("sequences_of_faults", sequences)];
 
-/// Sequences of [`sequences`], and of what length.
+/// Sequences of [`sequences`] by default, and of what length.
 const SEQUENCES: u64 = 200;
 const LENGTH: usize = 20;
 
@@ -80,22 +80,26 @@ fn pairs() -> Outcome {
     Ok(())
 }
 
-/// FAULT_SEED=N runs that sequence alone; FAULT_SEQUENCES=N runs so many.
+/// FAULT_SEEDS=FROM..TO runs those, e.g. one that failed.
 fn sequences() -> Outcome {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("FAULT_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("FAULT_SEQUENCES").unwrap_or(SEQUENCES),
+    let seeds = match std::env::var("FAULT_SEEDS") {
+        Ok(text) => range(&text).ok_or("FAULT_SEEDS wants FROM..TO")?,
+        Err(_) => 0..SEQUENCES,
     };
     let mut stage = Stage::set()?;
     for seed in seeds {
         let faults = faults::sequence(seed, LENGTH);
         let names: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
-        let what = format!("FAULT_SEED={seed}: {}", names.join(", "));
+        let what = format!("FAULT_SEEDS={seed}..{}: {}", seed + 1, names.join(", "));
         let told = |failure: Failed| -> Failed {
             format!("{what}: {}", failure.message().unwrap_or_default()).into()
         };
         stage.suffer_in_turn(&faults, &what).map_err(told)?;
     }
     Ok(())
+}
+
+fn range(text: &str) -> Option<std::ops::Range<u64>> {
+    let (from, to) = text.split_once("..")?;
+    Some(from.parse().ok()?..to.parse().ok()?)
 }
