@@ -73,6 +73,16 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// A line of a stream, at once.
+///
+/// # Errors
+/// Nobody reads any more: the stream has an end.
+pub fn stream(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
 /// One JSON document on standard output.
 pub fn json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value).expect("our documents have string keys");

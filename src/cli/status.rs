@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Failure;
 use super::args::{self, Arguments};
 use super::change::load_or_strictest;
-use super::output::{Style, harmless, json, say, styled};
+use super::output::{Style, harmless, json, say, stream, styled};
 use crate::config::{Config, TunnelKind};
 use crate::daemon::client;
 use crate::daemon::protocol::{Reply, Request};
@@ -24,7 +24,7 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
     if arguments.json {
         json(&status);
     } else {
-        print(&status);
+        lines(&status).iter().for_each(|line| say(line));
     }
     Ok(status.exit_code())
 }
@@ -77,25 +77,27 @@ fn add_daemon(status: &mut Status) {
     }
 }
 
-/// Shows it anew at every change, and once a second besides: counters make no events.
+/// Shows it anew every second, until nobody reads: counters make no events.
 fn watch(arguments: &Arguments) -> Result<u8, Failure> {
     const PAUSE: Duration = Duration::from_secs(1);
     loop {
         let status = read(arguments)?;
-        if arguments.json {
-            say(&serde_json::to_string(&status).map_err(std::io::Error::from)?);
-        } else {
-            if std::io::stdout().is_terminal() {
-                // Home, and clear to the end: ECMA-48.
-                say("\x1b[H\x1b[2J");
-            }
-            print(&status);
+        let shown = match (arguments.json, std::io::stdout().is_terminal()) {
+            (true, _) => serde_json::to_string(&status).map_err(std::io::Error::from)?,
+            // Home, and clear to the end: ECMA-48.
+            (false, true) => format!("\x1b[H\x1b[2J{}", lines(&status).join("\n")),
+            (false, false) => lines(&status).join("\n") + "\n",
+        };
+        if stream(&shown).is_err() {
+            return Ok(status.exit_code());
         }
         std::thread::sleep(PAUSE);
     }
 }
 
-fn print(status: &Status) {
+fn lines(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut say = |line: String| lines.push(line);
     let (style, word, meaning) = match status.state {
         State::Connected => (Style::Green, "connected", "locked, and the tunnel's link is up"),
         State::Connecting => (Style::Yellow, "connecting", "locked; nothing leaves in clear"),
@@ -103,44 +105,52 @@ fn print(status: &Status) {
         State::Open => (Style::Red, "open", open_meaning(status)),
         State::Damaged => (Style::Red, "damaged", "not what the configuration asks for"),
     };
-    say(&format!("state     {}: {meaning}", styled(style, word)));
+    say(format!("state     {}: {meaning}", styled(style, word)));
     if let Some(tunnel) = &status.tunnel {
         let state = if tunnel.up { "up" } else { "down or absent" };
-        say(&format!(
+        say(format!(
             "tunnel    {} {state}, {} received, {} sent",
             tunnel.interface,
             bytes(tunnel.rx_bytes),
             bytes(tunnel.tx_bytes)
         ));
+        if let (Some(server), Some(endpoint)) = (&tunnel.server, &tunnel.endpoint) {
+            let handshake = match tunnel.last_handshake_age_s {
+                Some(age) => format!("last handshake {age} s ago"),
+                None => "no handshake yet".to_owned(),
+            };
+            say(format!("server    {server} ({endpoint}), {handshake}"));
+        }
     }
     let layers = &status.layers;
     let mark = |holds: bool| match holds {
         true => styled(Style::Green, "intact"),
         false => styled(Style::Red, "not intact"),
     };
-    say(&format!("table     {}{}", mark(layers.table), if layers.owned { ", owned" } else { "" }));
+    say(format!("table     {}{}", mark(layers.table), if layers.owned { ", owned" } else { "" }));
     let links = if layers.egress.is_empty() {
         "no links".to_owned()
     } else {
         harmless(&layers.egress.join(", "))
     };
-    say(&format!("egress    {links}"));
+    say(format!("egress    {links}"));
     let routes = match status.routing_guard {
         true => mark(layers.routes),
         false => "none with an external tunnel".to_owned(),
     };
-    say(&format!("routes    {routes}"));
-    say(&format!("daemon    {}", if status.daemon { "running" } else { "not running" }));
+    say(format!("routes    {routes}"));
+    say(format!("daemon    {}", if status.daemon { "running" } else { "not running" }));
     for (chain, reasons) in &status.dropped {
         for (reason, count) in reasons.iter().filter(|(_, count)| count.packets > 0) {
             let (chain, reason) = (harmless(chain), harmless(reason));
             let (packets, size) = (count.packets, bytes(count.bytes));
-            say(&format!("dropped   {chain}: {reason}: {packets} packets, {size}"));
+            say(format!("dropped   {chain}: {reason}: {packets} packets, {size}"));
         }
     }
     for reason in &status.degraded {
-        say(&format!("{}  {}", styled(Style::Yellow, "degraded"), harmless(reason)));
+        say(format!("{}  {}", styled(Style::Yellow, "degraded"), harmless(reason)));
     }
+    lines
 }
 
 /// Without its table the lock is open, though other layers may still stop most.

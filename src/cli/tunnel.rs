@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::args::{Arguments, Connect};
-use super::output::{Style, harmless, json, say, styled, warning};
+use super::output::{Style, harmless, json, say, stream, styled, warning};
 use super::{FAILED, Failure};
 use crate::daemon::client;
 use crate::daemon::protocol::{Entry, Event, Reply, Report, Request};
@@ -38,9 +38,12 @@ pub(super) fn disconnect(arguments: &Arguments) -> Result<u8, Failure> {
 pub(super) fn monitor(arguments: &Arguments) -> Result<u8, Failure> {
     for entry in client::monitor()? {
         let entry = entry?;
-        match arguments.json {
-            true => say(&serde_json::to_string(&entry).map_err(std::io::Error::from)?),
-            false => say(&in_words(&entry)),
+        let line = match arguments.json {
+            true => serde_json::to_string(&entry).map_err(std::io::Error::from)?,
+            false => in_words(&entry),
+        };
+        if stream(&line).is_err() {
+            return Ok(0);
         }
     }
     Err(Failure::new(FAILED, "the daemon has ended; the lock stays"))
