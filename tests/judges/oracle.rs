@@ -35,6 +35,10 @@ pub fn decide(policy: &Policy, mut steps: Vec<Step>) -> Vec<(Step, bool)> {
 
 /// "What may leave while locked. Everything else is dropped."
 fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
+    // The tunnel's outer packets do not go round in it.
+    if is_tunnel(policy, out) && packet.mark == policy.mark {
+        return false;
+    }
     // "loopback, to a local address"
     (out == LOOPBACK && packet.is_to_this_machine())
         // "the tunnel interface, [...] only with the tunnel's own source addresses"

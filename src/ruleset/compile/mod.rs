@@ -47,7 +47,7 @@ pub fn compile(policy: &Policy) -> Table {
     chains.extend(build.lan_chain());
     chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
     chains.extend(build.internal_chain("from_internal", Field::MetaIifname));
-    chains.extend(build.tunnel_chain("into_tunnel", Ip::saddr, "into the tunnel"));
+    chains.extend(build.into_tunnel());
     chains.extend(build.tunnel_chain("from_tunnel", Ip::daddr, "from the tunnel"));
     chains.push(build.leave_chain());
     chains.push(build.output());

@@ -168,6 +168,15 @@ impl Build<'_> {
         self.policy.tunnel.is_some().then(|| chain(name, rules))
     }
 
+    /// Its outer packets, should another program delete the rules that keep them out, would go round
+    /// and round in it, and grow each time.
+    pub(super) fn into_tunnel(&self) -> Option<Chain> {
+        let mut chain = self.tunnel_chain("into_tunnel", Ip::saddr, "into the tunnel")?;
+        let outer = counted([self.mark()], Action::Drop, "blocked: the tunnel into itself");
+        chain.rules.insert(0, outer);
+        Some(chain)
+    }
+
     pub(super) fn input(&self) -> Chain {
         let mut rules = vec![rule([is_loopback(Field::MetaIif)], Action::Accept, "loopback")];
         rules.extend(self.tunnel_links().into_iter().map(|link| {
