@@ -27,6 +27,9 @@ const MARK: u32 = config::DEFAULT_MARK;
 /// Between two commands, so that each meets the idle kernel that a person's command meets.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Measures something.
+type Part = fn(&Bench) -> Result<Vec<Row>>;
+
 struct Row {
     what: &'static str,
     figures: String,
@@ -86,7 +89,7 @@ fn measure() -> Result<bool> {
     println!("|{:-<48}|{:-<36}|-------|---------------|", "", "");
     let mut all = true;
     let asked: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
-    let parts: [(&str, fn(&Bench) -> Result<Vec<Row>>); 4] = [
+    let parts: [(&str, Part); 4] = [
         ("commands", Bench::commands),
         ("commits", Bench::commits),
         ("servers", Bench::many_servers),

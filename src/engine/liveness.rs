@@ -12,13 +12,14 @@ use super::{Reading, Time};
 /// Between two readings while something moves.
 const POLL: Duration = Duration::from_millis(250);
 /// Sent, and no answer for this long: probe.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_millis(500);
 /// WireGuard's KEEPALIVE_TIMEOUT (whitepaper, 6.1): a living peer that is sent data and has none to
 /// return sends a keepalive after this. So this long may one-way traffic stay unanswered.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a server that answers probes may take for it.
-const ANSWER: Duration = Duration::from_secs(1);
-/// How long others may: a handshake of a second follows, and all of it shall end within 3 s.
+const ANSWER: Duration = Duration::from_millis(750);
+/// How long others may: a handshake follows, then the server's other endpoints, and all of it shall
+/// end within 3 s.
 const ANSWER_OF_SILENT: Duration = Duration::from_millis(500);
 /// Nothing moved for this long: no more readings.
 const QUIET: Duration = Duration::from_secs(2);

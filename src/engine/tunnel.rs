@@ -13,7 +13,10 @@ const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// How long a candidate may take for a handshake in the first round, and in any.
 const TIMEOUT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
 /// How long a server that was connected may take for a new one.
-const TIMEOUT_OF_KNOWN: Duration = Duration::from_secs(1);
+const TIMEOUT_OF_KNOWN: Duration = Duration::from_millis(750);
+/// Of the other endpoints of a server that was just found dead, in the first round: most often it is
+/// the server that died, not the way to it, and the next one shall be reached within 3 s in all.
+const TIMEOUT_OF_DEAD: Duration = Duration::from_millis(500);
 /// First and longest time between two readings while a handshake is awaited.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// The same between two rounds.
@@ -88,6 +91,8 @@ pub(super) struct Plan {
     at: usize,
     /// Rounds without success.
     round: u32,
+    /// The server that was just found dead: its other endpoints hardly live.
+    dead: Option<usize>,
 }
 
 /// The tunnel's own link.
@@ -425,6 +430,7 @@ impl Engine {
         let wishes = Wishes { asked: self.asked, remembered, ..wishes };
         self.plan.list = order(servers, &wishes, |it| self.network.uplink(it).is_some());
         self.plan.at = 0;
+        self.plan.dead = wishes.left.map(|it| it.server);
         match self.plan.list.first() {
             Some(candidate) => self.attempt(*candidate, None),
             None => self.phase = Phase::Lost(Lost { session: None, brief: None }),
@@ -434,6 +440,7 @@ impl Engine {
     fn attempt(&mut self, candidate: Candidate, doubted: Option<Doubted>) {
         let timeout = match doubted {
             Some(_) => TIMEOUT_OF_KNOWN,
+            None if self.plan.dead == Some(candidate.server) => TIMEOUT_OF_DEAD,
             None => doubled(TIMEOUT.0, self.plan.round, TIMEOUT.1),
         };
         self.phase = Phase::Trying(Attempt {

@@ -25,7 +25,8 @@ pub(super) fn route(change: &mut Change, message: &Message, own: &BTreeSet<u32>)
     match message.kind {
         rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR => change.network = true,
         rtm::NEWROUTE | rtm::DELROUTE => match route_table(&message.payload) {
-            Some((routing::TABLE, _)) => change.rules |= foreign(),
+            // The kernel itself takes a link's routes with the link, of which another event tells.
+            Some((routing::TABLE, _)) => change.rules |= message.port != 0 && foreign(),
             // Only a default route can be the way out.
             Some((_, 1..)) => {}
             Some((_, 0)) | None => change.network = true,
@@ -123,7 +124,9 @@ mod tests {
     fn routes_count_by_their_table_and_destination() {
         assert_eq!(seen(rtm::NEWROUTE, 0, &route_in(254, 0)), (true, false));
         assert_eq!(seen(rtm::DELROUTE, 0, &route_in(254, 24)), (false, false));
-        assert_eq!(seen(rtm::DELROUTE, 0, &route_in(routing::TABLE, 24)), (false, true));
+        assert_eq!(seen(rtm::DELROUTE, 8, &route_in(routing::TABLE, 24)), (false, true));
+        // Gone with its link.
+        assert_eq!(seen(rtm::DELROUTE, 0, &route_in(routing::TABLE, 24)), (false, false));
         assert_eq!(seen(rtm::DELROUTE, 7, &route_in(routing::TABLE, 0)), (false, false));
         // What cannot be read may be anything.
         assert_eq!(seen(rtm::DELROUTE, 0, &[2, 9]), (true, false));
