@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         2. killswitch check             is it right?\n  \
         3. killswitch plan              what would it change?\n  \
         4. killswitch lock              lock now\n  \
-        5. systemctl enable killswitch-lock   lock at every boot, before the network\n\n\
+        5. systemctl enable --now killswitch   lock at every boot, and stay connected\n\n\
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
         See also: killswitch(8), killswitch.toml(5)."
 )]
