@@ -107,14 +107,14 @@ pub struct Unlock {
 /// Options of `connect`.
 #[derive(Debug, Args)]
 pub struct Connect {
-    /// The name of a [[server]].
+    /// Its name in the configuration.
     pub server: Option<String>,
 }
 
 /// Options of `status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Show it anew at every change, until interrupted.
+    /// Show it anew once a second, until interrupted.
     #[arg(long)]
     pub watch: bool,
 }
