@@ -1,6 +1,6 @@
 //! A VPN kill switch: from a configuration to a kernel that lets nothing else out.
 //!
-//! The modules stand in the order in which data flows:
+//! The lock, in the order in which data flows:
 //!
 //! ```text
 //! config -> policy -> ruleset -> netfilter (kernel)
@@ -10,6 +10,15 @@
 //! [`config`] reads files; [`policy`] says what may leave; [`ruleset`] says it in nftables' terms
 //! (pure: no I/O, no clock); [`netfilter`] and [`routing`] put it into the kernel and read it
 //! back; [`lock`] joins the two; [`cli`] is what people type.
+//!
+//! The daemon holds the lock and keeps the tunnel:
+//!
+//! ```text
+//! watch, requests -> daemon -> engine -> effects -> lock, wireguard, dns
+//! ```
+//!
+//! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
+//! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them.
 
 pub mod cli;
 pub mod config;

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         2. killswitch check             is it right?\n  \
         3. killswitch plan              what would it change?\n  \
         4. killswitch lock              lock now\n  \
-        5. systemctl enable --now killswitch   lock at every boot, connect, keep watch\n\n\
+        5. systemctl enable --now killswitch   lock at every boot, and stay connected\n\n\
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
         See also: killswitch(8), killswitch.toml(5)."
 )]
@@ -107,14 +107,14 @@ pub struct Unlock {
 /// Options of `connect`.
 #[derive(Debug, Args)]
 pub struct Connect {
-    /// The name of a [[server]].
+    /// Its name in the configuration.
     pub server: Option<String>,
 }
 
 /// Options of `status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Show it anew at every change, until interrupted.
+    /// Show it anew once a second, until interrupted.
     #[arg(long)]
     pub watch: bool,
 }

@@ -4,7 +4,7 @@
 //! watch, calls, signals, timer ─▶ loop ─▶ engine ─▶ effects ─▶ lanes ─▶ done or failed ─▶ loop
 //! ```
 //!
-//! Each lane performs its effects one after the other, apart from the loop: the lock's ([`lanes`]) is
+//! Each lane performs its effects one after the other, apart from the loop: the lock's (`lanes`) is
 //! never held up by a resolver that does not answer. The loop itself never blocks.
 
 use std::io;

@@ -5,8 +5,8 @@
 //! one is a program of its own that outlives us, so that a killed daemon's tunnel goes on.
 //!
 //! defguard_wireguard_rs speaks to the kernel, and encodes and decodes what a userspace WireGuard is
-//! told; its socket does not know a time-out that ends ([`uapi`]). Links and addresses are ours
-//! ([`link`]): it flushes them, and hides why something failed.
+//! told; its socket does not know a time-out that ends (`uapi`). Links and addresses are ours
+//! (`link`): it flushes them, and hides why something failed.
 
 use std::io;
 use std::path::PathBuf;
