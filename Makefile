@@ -28,7 +28,7 @@ test-long: deps
 	$(CARGO) test $(LAB) --test threats_a -- --ignored
 
 bench: deps
-	$(STATIC) bench --target $(HOST) $(LAB) --bench lock
+	$(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon
 
 release: deps
 	$(STATIC) build --target $(HOST) --release

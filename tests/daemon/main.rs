@@ -1,6 +1,7 @@
 //! The daemon in the laboratory: real links, a real (userspace) WireGuard, a capture on every wire.
 
 mod faults;
+mod soak;
 mod stage;
 
 use std::process::ExitCode;
@@ -8,5 +9,6 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    harness::run_with_slow(faults::TESTS, faults::SLOW)
+    let slow = [faults::SLOW, soak::SLOW].concat();
+    harness::run_with_slow(faults::TESTS, &slow)
 }
