@@ -12,7 +12,6 @@ mod payload;
 #[path = "daemon/stage.rs"]
 mod stage;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use std::time::{Duration, Instant};
 use killswitch::daemon::client;
 use killswitch::daemon::protocol::Request;
 use killswitch::lab::addresses::*;
-use killswitch::lab::{Context, Error, Result, namespaces, setup};
+use killswitch::lab::{Context, Result, namespaces};
 
 use payload::Payload;
 use stage::{Stage, Way};

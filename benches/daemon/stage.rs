@@ -1,7 +1,7 @@
 //! A laboratory in which payload flows, by the daemon or by a WireGuard that nobody watches.
 
 use std::fs;
-use std::net::{Ipv4Addr, Shutdown};
+use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
