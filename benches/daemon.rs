@@ -21,7 +21,6 @@ use killswitch::daemon::protocol::Request;
 use killswitch::lab::addresses::*;
 use killswitch::lab::{Context, Result, namespaces};
 
-use payload::Payload;
 use stage::{Stage, Way};
 
 /// Before the way out comes back: shorter than what the daemon takes for a lasting loss, and long
@@ -88,6 +87,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{error}");
+            let log = std::fs::read_to_string(stage::LOG).unwrap_or_default();
+            let last = log.lines().count().saturating_sub(30);
+            log.lines().skip(last).for_each(|line| eprintln!("{line}"));
             ExitCode::FAILURE
         }
     }
@@ -208,7 +210,7 @@ impl Bench {
 
     /// The server falls silent under traffic.
     fn failover(self) -> Result<Vec<Row>> {
-        let mut stage = Stage::with_daemon()?;
+        let stage = Stage::with_daemon()?;
         let mut times = Vec::new();
         for _ in 0..self.rounds(10, 2) {
             let silent = stage.silence()?;

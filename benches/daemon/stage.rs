@@ -23,6 +23,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::payload::Payload;
 use crate::{OUTAGE, SETTLED};
 
+/// What the daemon says.
+pub const LOG: &str = "/run/killswitch-lab/daemon.log";
 /// Where systemd would listen.
 const NOTIFY: &str = "/run/killswitch-lab/notify";
 /// For the daemon to be ready.
@@ -44,6 +46,8 @@ pub struct Stage {
     pub payload: Payload,
     keeper: Keeper,
     routes: Socket,
+    /// Index of the client's link.
+    link: u32,
     elsewhere: bool,
     pub lab: Lab,
 }
@@ -92,7 +96,9 @@ impl Stage {
     fn set(lab: Lab, keeper: Keeper) -> Result<Self> {
         let payload = Payload::start(&lab)?;
         let routes = lab.client.run(|| Socket::open(Family::Route))?.during("netlink")?;
-        let stage = Stage { payload, keeper, routes, elsewhere: false, lab };
+        let link = lab.client.run(|| nix::net::if_::if_nametoindex(CLIENT_LINK))?;
+        let link = link.during(CLIENT_LINK)?;
+        let stage = Stage { payload, keeper, routes, link, elsewhere: false, lab };
         stage.payload.first(Instant::now(), Some(SERVER1_V4))?;
         // Handshakes, readings and what is started late.
         sleep(Duration::from_secs(3));
@@ -157,6 +163,8 @@ impl Stage {
         route.header.scope = RouteScope::Universe;
         route.header.kind = RouteType::Unicast;
         route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        // Without it the kernel would find the gateway behind the tunnel.
+        route.attributes.push(RouteAttribute::Oif(self.link));
         let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(route));
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         message.finalize();
@@ -256,7 +264,7 @@ impl Daemon {
     /// Kills it (SIGKILL) if it runs, starts it, and waits for READY.
     fn start(&mut self, lab: &Lab) -> Result<()> {
         self.process = None;
-        let log = fs::File::create("/run/killswitch-lab/daemon.log").during("its log")?;
+        let log = fs::File::create(LOG).during(LOG)?;
         let mut command = Command::new(&self.program);
         command
             .arg("--config")
