@@ -36,7 +36,7 @@ test-long: deps
 	wait $$first
 
 bench: deps
-	$(STATIC) bench --target $(HOST) $(LAB) --bench lock
+	$(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon
 
 release: deps
 	$(STATIC) build --target $(HOST) --release

@@ -604,6 +604,8 @@ impl Daemon {
     /// The lock stays; the tunnel as configured.
     async fn stop(mut self) {
         system::stopping();
+        // It is told by a task of its own.
+        tokio::task::yield_now().await;
         let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
         if keep || matches!(self.engine.state(), State::External { .. }) {
             tracing::info!("stopping; the lock and the tunnel stay");

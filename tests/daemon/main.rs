@@ -4,6 +4,7 @@ mod crashes;
 mod environment;
 mod faults;
 mod requests;
+mod soak;
 mod stage;
 
 use std::process::ExitCode;
@@ -12,5 +13,6 @@ use killswitch::lab::harness;
 
 fn main() -> ExitCode {
     let tests = [faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS].concat();
-    harness::run_with_slow(&tests, faults::SLOW)
+    let slow = [faults::SLOW, soak::SLOW].concat();
+    harness::run_with_slow(&tests, &slow)
 }
