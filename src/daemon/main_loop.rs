@@ -31,9 +31,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs until a signal ends it.
 pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
-    let mut daemon = Daemon::start(path, plan).await?;
+    // First: a signal that nobody listens for ends the process.
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Runtime)?;
     let mut end = Ends::new().map_err(Error::Runtime)?;
+    let mut daemon = Daemon::start(path, plan).await?;
     loop {
         tokio::select! {
             biased;
@@ -210,7 +211,10 @@ impl Daemon {
             Ok(outcome) => {
                 if outcome.changed && std::mem::take(&mut self.disturbed) {
                     self.repairs += 1;
-                    tracing::warn!(REPAIRS = self.repairs, "the lock was changed by others: mended");
+                    tracing::warn!(
+                        REPAIRS = self.repairs,
+                        "the lock was changed by others: mended"
+                    );
                     self.tell(protocol::Event::Repaired { repairs: self.repairs });
                 }
                 self.disturbed = false;
@@ -383,9 +387,11 @@ impl Daemon {
     }
 
     fn watch_traffic(&mut self) {
-        let index = self.policy.tunnel.as_ref().and_then(|tunnel| {
-            nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok()
-        });
+        let index = self
+            .policy
+            .tunnel
+            .as_ref()
+            .and_then(|tunnel| nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok());
         match index.map(TrafficAlarm::set) {
             Some(Ok(alarm)) => {
                 self.alarm = Some(alarm);
@@ -510,7 +516,8 @@ impl Daemon {
             State::External { up: true } => ("connected", None),
             State::External { up: false } => ("disconnected", None),
         };
-        let server = candidate.and_then(|it| Some(self.config.as_ref()?.servers.get(it.server)?.name.clone()));
+        let server = candidate
+            .and_then(|it| Some(self.config.as_ref()?.servers.get(it.server)?.name.clone()));
         protocol::Report {
             state: state.into(),
             server,
