@@ -122,7 +122,10 @@ fn in_words(entry: &Entry) -> String {
             format!("{}: {layer} changed{by}", styled(Style::Red, "tampered"))
         }
         Event::Repaired { repairs } => {
-            format!("{}: the lock is whole again ({repairs} so far)", styled(Style::Green, "repaired"))
+            format!(
+                "{}: the lock is whole again ({repairs} so far)",
+                styled(Style::Green, "repaired")
+            )
         }
         Event::Failed { what, why } => {
             format!("{}: {what}: {}", styled(Style::Yellow, "failed"), harmless(why))

@@ -12,9 +12,9 @@ pub(super) fn open() {
     // systemd.exec(5): set where standard error goes to the journal.
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let opened = match journal {
-        Some(journal) => registry
-            .with(journal.with_field_prefix(Some("KILLSWITCH".into())))
-            .try_init(),
+        Some(journal) => {
+            registry.with(journal.with_field_prefix(Some("KILLSWITCH".into()))).try_init()
+        }
         None => {
             let lines = tracing_subscriber::fmt::layer()
                 .with_writer(std::io::stderr)

@@ -5,10 +5,7 @@ use killswitch::lab::harness::{Outcome, Test};
 
 use super::stage::Stage;
 
-pub const TESTS: &[Test] = &[
-    ("connects_and_leaks_nothing", connects),
-    ("each_fault", each_fault),
-];
+pub const TESTS: &[Test] = &[("connects_and_leaks_nothing", connects), ("each_fault", each_fault)];
 pub const SLOW: &[Test] = &[];
 
 fn connects() -> Outcome {

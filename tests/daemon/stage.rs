@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::Failed;
-use killswitch::lab::{Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup};
+use killswitch::lab::{
+    Capture, Daemon, Error, Expectation, Fault, Lab, Report, Result, Senders, setup,
+};
 
 /// Packets a second, of all kinds together.
 const RATE: u32 = 300;
