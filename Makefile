@@ -18,9 +18,9 @@ demo: deps
 
 test: deps
 	$(CARGO) test $(LAB) --lib --bins --tests
-	@if [ "$$(id -u)" = 0 ]; then tests/container/run; \
-	elif sudo -n true 2>/dev/null; then sudo tests/container/run; \
-	else echo "skipped: the boot unit in a container needs root: sudo tests/container/run"; fi
+	@if [ "$$(id -u)" = 0 ]; then tests/container/run && tests/container/daemon; \
+	elif sudo -n true 2>/dev/null; then sudo tests/container/run && sudo tests/container/daemon; \
+	else echo "skipped: the units in a container need root: sudo tests/container/run (and daemon)"; fi
 
 # What takes minutes: 10,000 reloads under a flood, the property tests at length, storms, and faults
 # in pairs and in 200 random sequences (two laboratories at a time: they mostly wait).
@@ -46,6 +46,7 @@ install:
 	install -D -m755 target/$(HOST)/release/killswitch $(DESTDIR)/usr/bin/killswitch
 	install -D -m644 nft/lock.nft $(DESTDIR)/usr/share/killswitch/lock.nft
 	install -D -m644 systemd/killswitch-lock.service $(DESTDIR)/usr/lib/systemd/system/killswitch-lock.service
+	install -D -m644 systemd/killswitch.service $(DESTDIR)/usr/lib/systemd/system/killswitch.service
 	install -D -m755 systemd/killswitch-lock-boot $(DESTDIR)/usr/lib/killswitch/lock-boot
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8

@@ -376,7 +376,7 @@ impl Status {
                 owned: live.inet.as_ref().is_some_and(|table| table.owner.is_some()),
             },
             dropped: dropped(live),
-            daemon: daemon_runs(),
+            daemon: crate::daemon::client::runs(),
             routing_guard: policy.routing_guard,
         }
     }
@@ -528,9 +528,4 @@ fn ends_here(expressions: &[Expression]) -> bool {
         expressions.last(),
         Some(Expression::Verdict { code: expression::DROP, .. } | Expression::Reject { .. })
     )
-}
-
-/// The daemon holds this socket for as long as it lives.
-fn daemon_runs() -> bool {
-    std::os::unix::net::UnixStream::connect(crate::daemon::protocol::SOCKET).is_ok()
 }

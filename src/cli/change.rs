@@ -1,6 +1,7 @@
 //! `lock`, `unlock`, `reload`: what changes the kernel.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,8 @@ fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
 /// A daemon that runs owns the tables, so it makes the change; otherwise we do.
 ///
 /// One that hangs is killed: whoever sits at the console must always have a way. systemd then starts
-/// it anew, and with the tables' socket in systemd's store nothing opens meanwhile.
+/// it anew, and with the tables' socket in systemd's store nothing opens meanwhile. A service that
+/// does not come up is stopped.
 fn by_daemon_or(
     request: &Request,
     directly: impl Fn() -> Result<Outcome, lock::Error>,
@@ -72,18 +74,19 @@ fn by_daemon_or(
             Ok(Reply::Status(_)) => return Err(Failure::new(FAILED, "not an answer")),
             Err(client::Error::Silent) if !killed => {
                 output::warning("the daemon does not answer: killing it");
-                client::kill()?;
+                kill_daemon()?;
                 killed = true;
             }
-            Err(_) => match directly() {
-                Err(lock::Error::Netfilter(netfilter::Error::Owned { .. }))
-                    if begin.elapsed() < RELEASE_PATIENCE =>
-                {
-                    // The daemon is being started, or systemd keeps the socket of one that is gone.
-                    release_stored_owner();
+            // Between two daemons: the next one would undo what we did.
+            Err(_) if begin.elapsed() < SUCCESSOR_PATIENCE && service_runs() => {}
+            Err(_) => {
+                stop_service();
+                match directly() {
+                    Err(lock::Error::Netfilter(netfilter::Error::Owned { .. }))
+                        if begin.elapsed() < RELEASE_PATIENCE => {}
+                    other => return Ok(other?),
                 }
-                other => return Ok(other?),
-            },
+            }
         }
         std::thread::sleep(PAUSE);
     }
@@ -91,24 +94,71 @@ fn by_daemon_or(
 
 /// For an answer: the daemon never blocks for long, but reads and applies a configuration.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
-/// For a killed daemon's successor, or for systemd to let go of the tables' owner.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+/// For a killed daemon's successor.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(10);
+/// For systemd to let go of the tables' owner besides.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the service is stopped, its store of descriptors may still hold the tables' socket.
-fn release_stored_owner() {
-    let systemctl = |arguments: &[&str]| {
-        Command::new("systemctl")
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    if !systemctl(&["--quiet", "is-active", SERVICE]) {
-        systemctl(&["clean", "--what=fdstore", SERVICE]);
+/// Of one that hangs so long that nobody can come in any more, only systemd knows the process.
+fn kill_daemon() -> Result<(), Failure> {
+    match client::kill() {
+        Err(client::Error::Silent)
+            if systemctl(&["kill", "--signal=KILL", "--kill-who=main", SERVICE]) =>
+        {
+            Ok(())
+        }
+        other => Ok(other?),
     }
+}
+
+/// Whether systemd runs the daemon, or is about to.
+fn service_runs() -> bool {
+    let state = Command::new("systemctl")
+        .args(["show", "--property=ActiveState", "--value", SERVICE])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    // Without systemd it says nothing.
+    state.is_ok_and(|output| !matches!(output.stdout.trim_ascii(), b"" | b"inactive" | b"failed"))
+}
+
+/// A daemon that cannot be asked, or does not come up, would hold on to the tables; and systemd does
+/// by their socket in its store, even if the service is stopped.
+fn stop_service() {
+    if service_runs() {
+        output::warning("the daemon cannot be asked: stopping killswitch.service");
+        systemctl(&["stop", SERVICE]);
+    }
+    // Where systemd keeps none, or does not run, it refuses; what holds is seen by trying again.
+    let _ = clean_store();
+}
+
+/// `systemctl clean --what=fdstore`, which needs D-Bus, as most of systemctl does not: asked of
+/// systemd itself.
+fn clean_store() -> Result<(), Box<dyn std::error::Error>> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let request = async {
+        let stream = UnixStream::connect("/run/systemd/private")?;
+        let systemd = zbus::connection::Builder::unix_stream(stream).p2p().build().await?;
+        let (path, manager) = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
+        let what = (SERVICE, vec!["fdstore"]);
+        systemd.call_method(None::<&str>, path, Some(manager), "CleanUnit", &what).await?;
+        Ok::<_, zbus::Error>(())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, request).await })??;
+    Ok(())
+}
+
+fn systemctl(arguments: &[&str]) -> bool {
+    Command::new("systemctl")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// The daemon's unit.

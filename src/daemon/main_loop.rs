@@ -31,9 +31,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs until a signal ends it.
 pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
-    let mut daemon = Daemon::start(path, plan).await?;
+    // First: a signal that nobody listens for ends the process.
     let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Runtime)?;
     let mut end = Ends::new().map_err(Error::Runtime)?;
+    let mut daemon = Daemon::start(path, plan).await?;
     loop {
         tokio::select! {
             biased;

@@ -58,6 +58,7 @@ fn main() -> std::process::ExitCode {
             nothing_leaves_under_the_static_lock
             the_program_takes_the_static_lock_over_without_a_gap
             the_unit_is_sound
+            the_daemons_unit_is_sound
             the_boot_script_falls_back
             the_kernel_settings_do_what_they_are_for;
     })

@@ -136,6 +136,40 @@ pub fn the_unit_is_sound() -> Outcome {
     Ok(())
 }
 
+pub fn the_daemons_unit_is_sound() -> Outcome {
+    let machine = Machine::new()?;
+    let text = std::fs::read_to_string(shipped("systemd/killswitch.service"))?;
+    for line in [
+        "Type=notify",
+        "Restart=always",
+        "StartLimitIntervalSec=0",
+        "KillMode=process",
+        "FileDescriptorStorePreserve=yes",
+        "LimitCORE=0",
+        "Also=killswitch-lock.service",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line}");
+    }
+    // A failed lock must not keep the daemon from starting, and stopping must not open.
+    for key in ["ExecStop", "ExecStopPost", "Requires", "Requisite", "BindsTo", "PartOf"] {
+        assert!(!text.lines().any(|it| it.starts_with(&format!("{key}="))), "{key}");
+    }
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        println!("skipped: systemd-analyze is not installed");
+        return Ok(());
+    }
+    // The program is not installed here.
+    machine.write("killswitch.service", text.replace("/usr/bin/killswitch", PROGRAM), 0o644)?;
+    let path = machine.path("killswitch.service").display().to_string();
+    let verdict = machine.host.output("systemd-analyze", &["verify", "--man=no", &path])?;
+    let words = String::from_utf8_lossy(&verdict.stderr);
+    // Newer than the systemd of Debian 12, which does without.
+    let complaints = words.lines().filter(|it| !it.contains("'FileDescriptorStorePreserve'"));
+    let ours: Vec<&str> = complaints.filter(|it| it.contains("killswitch")).collect();
+    assert!(verdict.status.success() && ours.is_empty(), "{ours:?}");
+    Ok(())
+}
+
 pub fn the_boot_script_falls_back() -> Outcome {
     for (program, code, locked) in [
         ("exit 0", 0, false),
