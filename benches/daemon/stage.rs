@@ -27,6 +27,9 @@ use crate::{OUTAGE, SETTLED};
 pub const LOG: &str = "/run/killswitch-lab/daemon.log";
 /// Where systemd would listen.
 const NOTIFY: &str = "/run/killswitch-lab/notify";
+/// From a link's carrier to its route: a DHCP client's exchange. Without it the first question for
+/// the gateway may meet a bridge that has not seen the carrier, and is repeated a second later.
+const LEASE: Duration = Duration::from_millis(50);
 /// For the daemon to be ready.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -124,6 +127,7 @@ impl Stage {
         meanwhile(self)?;
         if way == Way::Link {
             self.lab.client.ip(&format!("link set {CLIENT_LINK} up"))?;
+            sleep(LEASE);
         }
         let begin = Instant::now();
         self.add_default_route()?;

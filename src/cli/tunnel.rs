@@ -12,8 +12,8 @@ use crate::daemon::protocol::{Entry, Event, Reply, Report, Request};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For a tunnel; the daemon goes on trying after it.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Between two looks at the state.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks at the state: at first, since a handshake takes milliseconds, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 pub(super) fn connect(arguments: &Arguments, options: &Connect) -> Result<u8, Failure> {
     ask(&Request::Connect { server: options.server.clone() })?;
@@ -68,6 +68,7 @@ pub(super) fn report() -> Result<Report, Failure> {
 fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
     let begin = Instant::now();
     let mut shown = String::new();
+    let mut pause = PAUSE.0;
     loop {
         let report = report()?;
         let words = state_in_words(&report);
@@ -96,7 +97,8 @@ fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
             say(&words);
             shown = words;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 
