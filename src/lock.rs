@@ -532,5 +532,5 @@ fn ends_here(expressions: &[Expression]) -> bool {
 
 /// The daemon holds this socket for as long as it lives.
 fn daemon_runs() -> bool {
-    std::os::unix::net::UnixStream::connect(crate::daemon::protocol::SOCKET).is_ok()
+    crate::daemon::client::runs()
 }

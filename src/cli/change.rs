@@ -72,7 +72,10 @@ fn by_daemon_or(
             Ok(Reply::Status(_)) => return Err(Failure::new(FAILED, "not an answer")),
             Err(client::Error::Silent) if !killed => {
                 output::warning("the daemon does not answer: killing it");
-                client::kill()?;
+                // One that cannot even be found is told of by name, as the tables' owner.
+                if let Err(error) = client::kill() {
+                    output::warning(&error.to_string());
+                }
                 killed = true;
             }
             Err(_) => match directly() {

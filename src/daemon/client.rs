@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -9,6 +10,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 
 use super::protocol::{Entry, Reply, Request, SOCKET};
+use crate::unix_socket;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +63,31 @@ pub fn monitor() -> Result<impl Iterator<Item = io::Result<Entry>>, Error> {
 /// # Errors
 /// [`Error`]; those of `kill(2)`.
 pub fn kill() -> Result<(), Error> {
-    let stream = UnixStream::connect(SOCKET)?;
+    let stream = connect()?;
     let daemon = getsockopt(&stream, sockopt::PeerCredentials).map_err(io::Error::from)?.pid();
+    // kill(2): zero, which stands for a process of another namespace, would be our own group.
+    if daemon <= 0 {
+        return Err(Error::Io(io::Error::other("the daemon is in another process namespace")));
+    }
     Ok(signal::kill(Pid::from_raw(daemon), Signal::SIGKILL).map_err(io::Error::from)?)
 }
 
+/// Whether somebody listens, even if it hangs.
+pub fn runs() -> bool {
+    match connect() {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+fn connect() -> io::Result<UnixStream> {
+    /// The kernel connects at once, unless the daemon takes nobody and its queue is full.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    unix_socket::connect(Path::new(SOCKET), PATIENCE)
+}
+
 fn send(request: &Request, patience: Option<Duration>) -> Result<BufReader<UnixStream>, Error> {
-    let mut stream = UnixStream::connect(SOCKET)?;
+    let mut stream = connect()?;
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(patience)?;
     let mut text = serde_json::to_string(request).map_err(|error| Error::Io(error.into()))?;
