@@ -12,6 +12,8 @@ use crate::daemon::protocol::{Entry, Event, Reply, Report, Request};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For a tunnel; the daemon goes on trying after it.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// For a lock that is being closed.
+const LONGEST_CLOSING: Duration = Duration::from_secs(2);
 /// Between two looks at the state.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -74,6 +76,14 @@ fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
                 false => say(&words),
             }
             return Ok(0);
+        }
+        // It takes a moment to see a lock that was closed just now.
+        if report.state == "open" && begin.elapsed() > LONGEST_CLOSING {
+            return Err(Failure::new(
+                FAILED,
+                "the lock is open: with or without a tunnel, everything may leave in clear\n\
+                 help: `killswitch lock`",
+            ));
         }
         if report.state == "disconnected" {
             return Err(Failure::new(FAILED, "disconnected meanwhile by somebody else"));
