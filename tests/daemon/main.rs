@@ -1,5 +1,6 @@
 //! The daemon in the laboratory: real links, a real (userspace) WireGuard, a capture on every wire.
 
+mod attacks;
 mod crashes;
 mod environment;
 mod faults;
@@ -11,6 +12,8 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests = [faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS].concat();
+    let tests =
+        [attacks::TESTS, faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS]
+            .concat();
     harness::run_with_slow(&tests, faults::SLOW)
 }
