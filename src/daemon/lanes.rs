@@ -256,6 +256,10 @@ impl Tunnel {
         };
         // Answers to what was given up half-way.
         socket.discard_pending();
+        let strays = routing::remove_strays(socket, link).map_err(|error| error.to_string())?;
+        if strays > 0 {
+            tracing::warn!("{strays} routes led past the tunnel: removed");
+        }
         self.destinations.iter().try_for_each(|&destination| {
             match routing::add_tunnel_route(socket, link, destination) {
                 // Without IPv6 in the kernel there is nothing that could leave over it either.
