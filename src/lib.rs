@@ -33,5 +33,6 @@ pub mod netlink;
 pub mod policy;
 pub mod routing;
 pub mod ruleset;
+mod unix_socket;
 pub mod watch;
 pub mod wireguard;

@@ -74,7 +74,10 @@ fn by_daemon_or(
             Ok(Reply::Status(_)) => return Err(Failure::new(FAILED, "not an answer")),
             Err(client::Error::Silent) if !killed => {
                 output::warning("the daemon does not answer: killing it");
-                kill_daemon()?;
+                // One that cannot even be found is told of by name, as the tables' owner.
+                if let Err(failure) = kill_daemon() {
+                    output::warning(&failure.message);
+                }
                 killed = true;
             }
             // Between two daemons: the next one would undo what we did.

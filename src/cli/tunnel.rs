@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Between two looks at the state: at first, since a handshake takes milliseconds, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// For a lock that is being closed.
+const LONGEST_CLOSING: Duration = Duration::from_secs(2);
 
 pub(super) fn connect(arguments: &Arguments, options: &Connect) -> Result<u8, Failure> {
     ask(&Request::Connect { server: options.server.clone() })?;
@@ -78,6 +80,14 @@ fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
                 false => say(&words),
             }
             return Ok(0);
+        }
+        // It takes a moment to see a lock that was closed just now.
+        if report.state == "open" && begin.elapsed() > LONGEST_CLOSING {
+            return Err(Failure::new(
+                FAILED,
+                "the lock is open: with or without a tunnel, everything may leave in clear\n\
+                 help: `killswitch lock`",
+            ));
         }
         if report.state == "disconnected" {
             return Err(Failure::new(FAILED, "disconnected meanwhile by somebody else"));

@@ -1,19 +1,16 @@
 //! How the command line talks to the daemon.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 
 use super::protocol::{Entry, Reply, Request, SOCKET};
+use crate::unix_socket;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +61,10 @@ pub fn monitor() -> Result<impl Iterator<Item = io::Result<Entry>>, Error> {
 /// Whether a daemon listens, however it hangs.
 pub fn runs() -> bool {
     const PATIENCE: Duration = Duration::from_millis(30);
-    matches!(connect(Path::new(SOCKET), PATIENCE).map_err(Error::from), Ok(_) | Err(Error::Silent))
+    matches!(
+        unix_socket::connect(Path::new(SOCKET), PATIENCE).map_err(Error::from),
+        Ok(_) | Err(Error::Silent)
+    )
 }
 
 /// Kills the daemon that listens, whatever it is doing. The lock outlives it.
@@ -74,32 +74,20 @@ pub fn runs() -> bool {
 /// ([`Error::Silent`]); those of `kill(2)`.
 pub fn kill() -> Result<(), Error> {
     const PATIENCE: Duration = Duration::from_millis(100);
-    let stream = connect(Path::new(SOCKET), PATIENCE)?;
+    let stream = unix_socket::connect(Path::new(SOCKET), PATIENCE)?;
     let daemon = getsockopt(&stream, sockopt::PeerCredentials).map_err(io::Error::from)?.pid();
+    // kill(2): zero, which stands for a process of another namespace, would be our own group.
+    if daemon <= 0 {
+        return Err(Error::Io(io::Error::other("the daemon is in another process namespace")));
+    }
     Ok(signal::kill(Pid::from_raw(daemon), Signal::SIGKILL).map_err(io::Error::from)?)
 }
 
 /// For a place in the queue of whoever waits for ever.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Where too many wait already, `connect(2)` waits for as long as it may send.
-fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let address = UnixAddr::new(path)?;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
-    setsockopt(&stream, sockopt::SendTimeout, &timeval(patience))?;
-    nix::sys::socket::connect(stream.as_raw_fd(), &address)?;
-    Ok(stream)
-}
-
-/// Zero would mean for ever.
-fn timeval(patience: Duration) -> TimeVal {
-    use nix::sys::time::TimeValLike;
-    TimeVal::microseconds(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1))
-}
-
 fn send(request: &Request, patience: Option<Duration>) -> Result<BufReader<UnixStream>, Error> {
-    let mut stream = connect(Path::new(SOCKET), patience.unwrap_or(LONGEST))?;
+    let mut stream = unix_socket::connect(Path::new(SOCKET), patience.unwrap_or(LONGEST))?;
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(patience)?;
     let mut text = serde_json::to_string(request).map_err(|error| Error::Io(error.into()))?;
@@ -110,7 +98,11 @@ fn send(request: &Request, patience: Option<Duration>) -> Result<BufReader<UnixS
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{Backlog, bind, listen};
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    };
 
     use super::*;
 
@@ -125,7 +117,7 @@ mod tests {
         let patience = Duration::from_millis(50);
         let mut callers = Vec::new();
         let refused = loop {
-            match connect(&path, patience) {
+            match unix_socket::connect(&path, patience) {
                 Ok(stream) => callers.push(stream),
                 Err(error) => break error,
             }
@@ -134,7 +126,7 @@ mod tests {
         assert!(!callers.is_empty());
         assert!(matches!(Error::from(refused), Error::Silent));
         drop(listener);
-        let refused = connect(&path, patience).unwrap_err();
+        let refused = unix_socket::connect(&path, patience).unwrap_err();
         assert!(matches!(Error::from(refused), Error::NotRunning));
         std::fs::remove_file(&path).unwrap();
     }

@@ -6,15 +6,16 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::config::Config;
+use crate::config::{Config, TunnelKind};
 use crate::dns::{Resolvers, Restarts};
-use crate::engine::{Effect, Reading};
+use crate::engine::{Effect, Reading, TunnelLink};
 use crate::lock::{Keeper, Outcome};
 use crate::netlink::{Family, Socket};
 use crate::policy::Policy;
@@ -43,6 +44,27 @@ pub(super) enum Report {
     Failed(Effect, String),
 }
 
+/// What does one thing at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Tables and routing guard.
+    Lock,
+    /// Link, peer, counters, routes.
+    Tunnel,
+    Resolvers,
+}
+
+impl Lane {
+    /// Whose an effect is, unless it is the loop's own.
+    pub(super) fn of(effect: &Effect) -> Self {
+        match effect {
+            Effect::HoldLock | Effect::Unlock => Lane::Lock,
+            Effect::SetDns | Effect::RestoreDns => Lane::Resolvers,
+            _ => Lane::Tunnel,
+        }
+    }
+}
+
 /// Hands effects to their lanes.
 pub(super) struct Lanes {
     /// Of the socket by which routes into the tunnel are made.
@@ -50,6 +72,8 @@ pub(super) struct Lanes {
     lock: mpsc::Sender<LockTask>,
     tunnel: mpsc::Sender<TunnelTask>,
     dns: UnboundedSender<DnsTask>,
+    /// A [`DnsTask::Look`] waits: a second one would see the same.
+    looks: Arc<AtomicBool>,
 }
 
 enum LockTask {
@@ -85,13 +109,14 @@ impl Lanes {
         let to = reports.clone();
         spawn("lock", move || hold_lock(keeper, policy, &tasks, &to))?;
         let (tunnel, tasks) = mpsc::channel();
-        let (to, device) = (reports.clone(), config.map(Tunnel::new));
+        let (to, device) = (reports.clone(), config.and_then(managed));
         let routes = Socket::open(Family::Route)?;
         let routes_port = routes.port();
         spawn("tunnel", move || keep_tunnel(device, &routes, &tasks, &to))?;
         let (dns, tasks) = unbounded_channel();
-        tokio::spawn(keep_resolvers(config.map(resolvers), tasks, reports));
-        Ok((Lanes { routes_port, lock, tunnel, dns }, received))
+        let looks = Arc::new(AtomicBool::new(false));
+        tokio::spawn(keep_resolvers(config.map(resolvers), tasks, looks.clone(), reports));
+        Ok((Lanes { routes_port, lock, tunnel, dns, looks }, received))
     }
 
     /// What an effect that is not the loop's own needs done.
@@ -113,7 +138,9 @@ impl Lanes {
 
     /// While the tunnel's resolvers are wanted, sets them again if somebody replaced them.
     pub(super) fn look_at_resolvers(&self) {
-        let _ = self.dns.send(DnsTask::Look);
+        if !self.looks.swap(true, Ordering::Relaxed) {
+            let _ = self.dns.send(DnsTask::Look);
+        }
     }
 
     /// Applies a new policy.
@@ -146,7 +173,7 @@ fn hold_lock(
             LockTask::Hold => Report::Held(keeper.hold(&policy).map_err(|it| it.to_string())),
             LockTask::Unlock => Report::Unlocked(keeper.unlock().map_err(|it| it.to_string())),
             LockTask::Replace(new) => {
-                let outcome = keeper.hold(&new).map_err(|it| it.to_string());
+                let outcome = keeper.replace(&new).map_err(|it| it.to_string());
                 if outcome.is_ok() {
                     policy = *new;
                 }
@@ -222,10 +249,17 @@ impl Tunnel {
     }
 
     fn ensure_routes(&self, socket: &Socket) -> Result<(), String> {
-        let link = nix::net::if_::if_nametoindex(self.interface.as_str())
-            .map_err(|error| format!("{}: {error}", self.interface))?;
+        // By its name alone a look-alike would get them.
+        let link = match self.device.link().map_err(|error| error.to_string())? {
+            (TunnelLink::Up | TunnelLink::Down, Some(index)) => index,
+            _ => return Err(format!("there is no link {:?} of ours", self.interface)),
+        };
         // Answers to what was given up half-way.
         socket.discard_pending();
+        let strays = routing::remove_strays(socket, link).map_err(|error| error.to_string())?;
+        if strays > 0 {
+            tracing::warn!("{strays} routes led past the tunnel: removed");
+        }
         self.destinations.iter().try_for_each(|&destination| {
             match routing::add_tunnel_route(socket, link, destination) {
                 // Without IPv6 in the kernel there is nothing that could leave over it either.
@@ -245,10 +279,19 @@ fn keep_tunnel(
     for task in tasks {
         let report = match (task, &tunnel) {
             (TunnelTask::Configure(config), _) => {
-                tunnel = Some(Tunnel::new(&config));
+                let new = managed(&config);
+                if let Some(old) = &tunnel
+                    && new.as_ref().is_none_or(|new| new.interface != old.interface)
+                    && let Err(error) = old.device.remove_link()
+                {
+                    tracing::warn!(%error, "the earlier configuration's tunnel is left behind");
+                }
+                tunnel = new;
                 continue;
             }
             (TunnelTask::Perform(effect), Some(tunnel)) => tunnel.perform(effect, routes, reports),
+            // It went with the configuration; what stands there now is not ours.
+            (TunnelTask::Perform(effect @ Effect::RemoveLink), None) => Report::Done(effect),
             (TunnelTask::Perform(effect), None) => {
                 Report::Failed(effect, "the configuration has no tunnel".into())
             }
@@ -259,6 +302,11 @@ fn keep_tunnel(
             return;
         }
     }
+}
+
+/// The tunnel, if it is ours to make.
+fn managed(config: &Config) -> Option<Tunnel> {
+    (config.tunnel.kind == TunnelKind::Wireguard).then(|| Tunnel::new(config))
 }
 
 fn resolvers(config: &Config) -> Resolvers {
@@ -273,6 +321,7 @@ fn resolvers(config: &Config) -> Resolvers {
 async fn keep_resolvers(
     mut resolvers: Option<Resolvers>,
     mut tasks: UnboundedReceiver<DnsTask>,
+    looks: Arc<AtomicBool>,
     reports: UnboundedSender<Report>,
 ) {
     let mut wanted = false;
@@ -305,6 +354,7 @@ async fn keep_resolvers(
                 continue;
             }
             DnsTask::Look => {
+                looks.store(false, Ordering::Relaxed);
                 if wanted
                     && let Some(resolvers) = &resolvers
                     && !resolvers.is_set().await

@@ -1,6 +1,6 @@
 //! The loop itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::control::{self, Announcer, Call};
-use super::lanes::{Lanes, Report};
+use super::lanes::{Lane, Lanes, Report};
 use super::protocol::{self, Reply, Request};
 use super::{Error, Plan, system};
 use crate::config::{self, Config};
@@ -40,13 +40,14 @@ pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
             biased;
             () = end.asked() => break,
             Some(report) = daemon.reports.recv() => daemon.reported(report),
-            change = daemon.watch.next() => daemon.changed(change).await,
             Some(call) = daemon.calls.recv() => daemon.called(call),
             Some(()) = hang_up.recv() => daemon.reload(None),
             sent = sent(&daemon.alarm) => daemon.alarmed(sent),
             woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
             () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
             () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+            // Last: in a storm there is always one more.
+            change = daemon.watch.next() => daemon.changed(change).await,
         }
     }
     daemon.stop().await;
@@ -75,9 +76,9 @@ struct Daemon {
     /// Who waits for the lock to be open.
     waiting: Vec<oneshot::Sender<Reply>>,
     /// A new configuration, whose policy the lock's lane is applying.
-    coming: Option<(Config, Option<oneshot::Sender<Reply>>)>,
-    /// Since when effects have been with their lanes.
-    under_way: Vec<Time>,
+    coming: Option<Coming>,
+    /// Since when effects have been with their lanes, each in order.
+    under_way: Vec<(Lane, Time)>,
     ready: bool,
     /// What the lock's lane said last.
     lock_degraded: Vec<String>,
@@ -89,6 +90,14 @@ struct Daemon {
     repairs: u64,
     next_sign_of_life: Option<Time>,
     told: String,
+}
+
+/// See [`Daemon::coming`].
+struct Coming {
+    config: Config,
+    answer: Option<oneshot::Sender<Reply>>,
+    /// An administrator opened the lock after asking for this.
+    unlocked: bool,
 }
 
 impl Daemon {
@@ -163,15 +172,18 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Asks the engine, and sees to it that what it says is done.
+    /// Asks the engine, and sees to it that what it says is done, in its order.
     fn decide(&mut self, event: Event) {
-        for effect in self.engine.handle(event, now()) {
-            match effect {
-                Effect::Announce(state) => self.announce(state),
-                Effect::WatchTraffic => self.watch_traffic(),
-                other => {
-                    self.under_way.push(now());
-                    self.lanes.perform(other);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.engine.handle(event, now()) {
+                match effect {
+                    Effect::Announce(_) => self.announce(),
+                    Effect::WatchTraffic => events.push_back(self.watch_traffic()),
+                    other => {
+                        self.under_way.push((Lane::of(&other), now()));
+                        self.lanes.perform(other);
+                    }
                 }
             }
         }
@@ -183,34 +195,33 @@ impl Daemon {
             Report::LinkReady(degraded) => self.link_degraded = degraded,
             Report::Read(reading) => self.decide(Event::Tunnel(reading)),
             Report::Held(result) => {
-                self.ended();
+                self.ended(Lane::Lock);
                 self.held(result);
             }
             Report::Unlocked(result) => {
-                self.ended();
+                self.ended(Lane::Lock);
                 self.unlocked(result);
             }
             Report::Replaced(result) => {
-                self.ended();
+                self.ended(Lane::Lock);
                 self.replaced(result);
             }
             Report::Done(effect) => {
-                self.ended();
+                self.ended(Lane::of(&effect));
                 self.failing.remove(&name(&effect));
                 self.decide(Event::Done(effect));
             }
             Report::Failed(effect, why) => {
-                self.ended();
+                self.ended(Lane::of(&effect));
                 self.failed(&effect, &why);
                 self.decide(Event::Failed(effect, why));
             }
         }
     }
 
-    /// Each lane is in order, and which of them ended does not matter to the watchdog.
-    fn ended(&mut self) {
-        if !self.under_way.is_empty() {
-            self.under_way.remove(0);
+    fn ended(&mut self, lane: Lane) {
+        if let Some(oldest) = self.under_way.iter().position(|it| it.0 == lane) {
+            self.under_way.remove(oldest);
         }
     }
 
@@ -247,6 +258,7 @@ impl Daemon {
             Ok(changed) => {
                 tracing::warn!("unlocked by an administrator: everything may leave in clear");
                 self.lock_degraded.clear();
+                self.failing.remove(&name(&effect));
                 self.answer(&Reply::Done { changed, degraded: Vec::new() });
                 self.decide(Event::Done(effect));
             }
@@ -259,7 +271,7 @@ impl Daemon {
     }
 
     fn replaced(&mut self, result: Result<Outcome, String>) {
-        let Some((config, answer)) = self.coming.take() else { return };
+        let Some(Coming { config, answer, unlocked }) = self.coming.take() else { return };
         let reply = match result {
             Ok(outcome) => {
                 let plan = Plan::of(config);
@@ -279,7 +291,9 @@ impl Daemon {
                     self.decide(Event::Command(Command::Reconnect));
                 }
                 // `reload` locks an open machine.
-                self.decide(Event::Command(Command::Lock));
+                if !unlocked {
+                    self.decide(Event::Command(Command::Lock));
+                }
                 tracing::info!("reloaded");
                 self.tell(protocol::Event::Reloaded);
                 Reply::Done { changed: outcome.changed, degraded: outcome.degraded }
@@ -312,9 +326,9 @@ impl Daemon {
                 if self.ready {
                     system::reloading();
                 }
-                self.under_way.push(now());
+                self.under_way.push((Lane::Lock, now()));
                 self.lanes.replace(Policy::from_config(&config));
-                self.coming = Some((config, answer));
+                self.coming = Some(Coming { config, answer, unlocked: false });
             }
             Err(error) => {
                 /// As the command line's: bad configuration.
@@ -409,33 +423,34 @@ impl Daemon {
         }
     }
 
-    fn watch_traffic(&mut self) {
+    /// How it ended.
+    fn watch_traffic(&mut self) -> Event {
         let index = self
             .policy
             .tunnel
             .as_ref()
             .and_then(|tunnel| nix::net::if_::if_nametoindex(tunnel.interface.as_str()).ok());
+        let effect = Effect::WatchTraffic;
         match index.map(TrafficAlarm::set) {
             Some(Ok(alarm)) => {
                 self.alarm = Some(alarm);
-                self.decide(Event::Done(Effect::WatchTraffic));
+                Event::Done(effect)
             }
             Some(Err(error)) => {
-                self.failed(&Effect::WatchTraffic, &error.to_string());
-                self.decide(Event::Failed(Effect::WatchTraffic, error.to_string()));
+                self.failed(&effect, &error.to_string());
+                Event::Failed(effect, error.to_string())
             }
-            None => self.decide(Event::Failed(Effect::WatchTraffic, "no tunnel link".into())),
+            None => Event::Failed(effect, "no tunnel link".into()),
         }
     }
 
     fn alarmed(&mut self, sent: std::io::Result<()>) {
         self.alarm = None;
-        match sent {
-            Ok(()) => self.decide(Event::Sent),
-            Err(error) => {
-                self.decide(Event::Failed(Effect::WatchTraffic, error.to_string()));
-            }
+        if let Err(error) = sent {
+            tracing::warn!(%error, "traffic into the tunnel may have gone unseen");
         }
+        // If that cannot be told, the counters will.
+        self.decide(Event::Sent);
     }
 
     fn called(&mut self, call: Call) {
@@ -450,6 +465,9 @@ impl Daemon {
             Request::Reconnect => self.command(Command::Reconnect),
             Request::Unlock => {
                 self.waiting.push(answer);
+                if let Some(coming) = &mut self.coming {
+                    coming.unlocked = true;
+                }
                 return self.decide(Event::Command(Command::Unlock));
             }
             Request::Reload { config } if config != self.path => control::refused(format!(
@@ -517,11 +535,10 @@ impl Daemon {
         }
     }
 
-    fn announce(&mut self, state: State) {
+    fn announce(&mut self) {
         let report = self.report();
         let words = self.words();
         tracing::info!(STATE = report.state, SERVER = report.server, "{words}");
-        let _ = state;
         self.tell(protocol::Event::State(report));
     }
 
@@ -593,7 +610,8 @@ impl Daemon {
     /// Only a loop that turns and lanes that get done feed it.
     fn feed_watchdog(&mut self) {
         let Some(every) = system::watchdog() else { return };
-        let stuck = self.under_way.first().is_some_and(|&since| now() - since > LONGEST_EFFECT);
+        let stuck =
+            self.under_way.first().is_some_and(|it| now().saturating_sub(it.1) > LONGEST_EFFECT);
         if stuck {
             tracing::error!("an effect does not end: systemd will restart the daemon");
         } else {

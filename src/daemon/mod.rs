@@ -25,6 +25,9 @@ mod system;
 /// Why the daemon cannot run at all. The lock stays as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is one already.
+    #[error("another daemon runs on this machine: {}", protocol::SOCKET)]
+    Running,
     /// The asynchronous runtime.
     #[error("the daemon cannot run: {0}")]
     Runtime(#[source] io::Error),
@@ -42,6 +45,10 @@ pub enum Error {
 /// Only what keeps it from starting: later failures are told, and tried again.
 pub fn run(path: &Path) -> Result<(), Error> {
     journal::open();
+    // Two would take table, tunnel and control socket from each other.
+    if client::runs() {
+        return Err(Error::Running);
+    }
     let plan = Plan::load(path);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

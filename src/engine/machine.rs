@@ -257,7 +257,15 @@ impl Engine {
             }
             match effect {
                 Effect::EnsureLink => self.make_link_again(),
-                Effect::SetPeer(candidate) => self.set_peer(candidate),
+                // WireGuard may hang: making the link sees to it that it answers.
+                Effect::SetPeer(candidate) => {
+                    self.perform_once(Effect::EnsureLink);
+                    self.set_peer(candidate);
+                }
+                Effect::ReadTunnel => {
+                    self.perform_once(Effect::EnsureLink);
+                    self.perform(effect);
+                }
                 _ => self.perform(effect),
             }
         }

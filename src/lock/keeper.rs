@@ -75,6 +75,20 @@ impl Keeper {
         with_routing(tables, policy, |guard| routing::apply_with(&self.route, guard))
     }
 
+    /// As [`Keeper::hold`], with another policy than before: if the tables cannot be had, the routing
+    /// guard stays as it is, too.
+    ///
+    /// # Errors
+    /// As [`super::lock`].
+    pub fn replace(&mut self, policy: &Policy) -> Result<Outcome, Error> {
+        let _turn = wait_for_turn(PATIENCE);
+        self.route.discard_pending();
+        match self.hold_tables(policy) {
+            Err(error) if !matches!(error, netfilter::Error::Missing(_)) => Err(error.into()),
+            tables => with_routing(tables, policy, |guard| routing::apply_with(&self.route, guard)),
+        }
+    }
+
     /// Opens everything: both tables and the routing guard go. Whether there was anything.
     ///
     /// # Errors

@@ -324,6 +324,22 @@ pub fn read() -> Result<Live, Error> {
     read_with(&open()?)
 }
 
+/// Removes what leads from our table into any link but this one, the tunnel's: how many there were.
+///
+/// # Errors
+/// The kernel does not answer, or what it refused to remove.
+pub fn remove_strays(socket: &Socket, tunnel: u32) -> Result<usize, Error> {
+    let live = read_with(socket)?;
+    let strays = live
+        .routes
+        .iter()
+        .filter(|(route, _)| matches!(route.kind, RouteKind::Link(link) if link != tunnel));
+    let requests: Vec<Request> =
+        strays.map(|(route, header)| Request::delete_route(route, header)).collect();
+    Error::unless_none(perform(socket, &requests)?)?;
+    Ok(requests.len())
+}
+
 /// Removes our rules, all routes of our table (the tunnel's, too) and our link group; how many there were.
 ///
 /// `src_valid_mark` stays set: it changes nothing for packets without a mark, and another VPN may

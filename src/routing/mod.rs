@@ -31,7 +31,8 @@ pub use guard::{
     Action, Family, GROUP, Guard, LAST_METRIC, PREFERENCES, Route, RouteKind, Rule, TABLE,
 };
 pub use kernel::{
-    Change, Error, Ipv6, Live, Refusal, Report, apply, apply_with, read, remove, remove_with,
+    Change, Error, Ipv6, Live, Refusal, Report, apply, apply_with, read, remove, remove_strays,
+    remove_with,
 };
 pub use links::group_internal_bridges;
 pub use message::{add_tunnel_route, remove_tunnel_route};

@@ -31,7 +31,9 @@ pub(super) fn route(change: &mut Change, message: &Message, own: &BTreeSet<u32>)
             Some((_, 1..)) => {}
             Some((_, 0)) | None => change.network = true,
         },
-        rtm::NEWRULE | rtm::DELRULE => change.rules |= foreign(),
+        rtm::NEWRULE | rtm::DELRULE => {
+            change.rules |= may_be_ours(&message.payload) && foreign();
+        }
         _ => {}
     }
 }
@@ -46,6 +48,16 @@ fn route_table(payload: &[u8]) -> Option<(u32, u8)> {
         .find(|it| it.0 == RTA_TABLE)
         .and_then(|it| it.1.try_into().ok().map(u32::from_ne_bytes));
     Some((long.unwrap_or(u32::from(payload[4])), payload[1]))
+}
+
+/// Whether a rule (`fib_rule_hdr` and attributes) has a preference of ours, or none that can be read.
+fn may_be_ours(payload: &[u8]) -> bool {
+    const HEADER: usize = 12;
+    const FRA_PRIORITY: u16 = 6;
+    let preference = Attributes(payload.get(HEADER..).unwrap_or_default())
+        .find(|it| it.0 == FRA_PRIORITY)
+        .and_then(|it| it.1.try_into().ok().map(u32::from_ne_bytes));
+    preference.is_none_or(|it| routing::PREFERENCES.contains(&it))
 }
 
 /// What has been seen of a transaction of nf_tables: its messages come first, and then one that
@@ -132,8 +144,18 @@ mod tests {
         assert_eq!(seen(rtm::DELROUTE, 0, &[2, 9]), (true, false));
     }
 
+    /// `fib_rule_hdr` with FRA_PRIORITY.
+    fn rule_of(preference: u32) -> Vec<u8> {
+        let mut payload = vec![2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0, 8, 0, 6, 0];
+        payload.extend(preference.to_ne_bytes());
+        payload
+    }
+
     #[test]
     fn rules_count_unless_they_are_our_own() {
+        assert_eq!(seen(rtm::DELRULE, 0, &rule_of(27590)), (false, true));
+        assert_eq!(seen(rtm::DELRULE, 7, &rule_of(27590)), (false, false));
+        assert_eq!(seen(rtm::NEWRULE, 0, &rule_of(32765)), (false, false));
         assert_eq!(seen(rtm::DELRULE, 0, &[]), (false, true));
         assert_eq!(seen(rtm::NEWRULE, 8, &[]), (false, true));
         assert_eq!(seen(rtm::NEWRULE, 7, &[]), (false, false));

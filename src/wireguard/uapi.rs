@@ -4,7 +4,6 @@
 //! and takes a closed connection for success.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,8 @@ use defguard_wireguard_rs::peer::Peer;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use zeroize::Zeroizing;
+
+use crate::unix_socket;
 
 /// Fixed by the protocol; /var/run is /run.
 pub(super) const DIRECTORY: &str = "/var/run/wireguard";
@@ -31,9 +32,10 @@ pub(super) fn path(interface: &str) -> PathBuf {
 ///
 /// The kernel notes it on listen(2): the process may have passed the socket on and ended.
 pub(super) fn listener(interface: &str) -> Option<Pid> {
-    let stream = UnixStream::connect(path(interface)).ok()?;
-    let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
-    Some(Pid::from_raw(credentials.pid()))
+    let stream = unix_socket::connect(&path(interface), PATIENCE).ok()?;
+    let process = getsockopt(&stream, sockopt::PeerCredentials).ok()?.pid();
+    // Zero: in another process namespace. To kill(2) it would be our own group.
+    (process > 0).then(|| Pid::from_raw(process))
 }
 
 /// Reads key, mark, port and peers.
@@ -60,7 +62,7 @@ fn set(interface: &str, words: &str) -> io::Result<()> {
 /// Sends a request and reads the answer up to its empty line. The answer may hold keys.
 fn exchange(interface: &str, request: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     let deadline = Instant::now() + PATIENCE;
-    let mut stream = UnixStream::connect(path(interface))?;
+    let mut stream = unix_socket::connect(&path(interface), PATIENCE)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Zeroizing::new(Vec::with_capacity(USUAL));

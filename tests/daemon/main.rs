@@ -1,5 +1,6 @@
 //! The daemon in the laboratory: real links, a real (userspace) WireGuard, a capture on every wire.
 
+mod attacks;
 mod crashes;
 mod environment;
 mod faults;
@@ -12,7 +13,9 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests = [faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS].concat();
+    let tests =
+        [attacks::TESTS, faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS]
+            .concat();
     let slow = [faults::SLOW, soak::SLOW].concat();
     harness::run_with_slow(&tests, &slow)
 }

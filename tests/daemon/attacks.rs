@@ -1,0 +1,154 @@
+//! What a machine, its administrator or another program may do to the daemon.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use killswitch::daemon::protocol::SOCKET;
+use killswitch::lab::Result;
+use killswitch::lab::harness::{Outcome, Test, eventually};
+use killswitch::lab::host::Process;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
+use nix::unistd::Pid;
+
+use super::stage::Stage;
+
+pub const TESTS: &[Test] = &[
+    ("a_hung_wireguard_is_replaced", hung_wireguard),
+    ("a_second_daemon_does_not_start", second_daemon),
+    ("a_renamed_tunnel_leaves_no_link_behind", renamed),
+    ("a_route_past_the_tunnel_is_removed", stray_route),
+    ("connect_to_an_open_machine_says_so", connect_while_open),
+    ("unlock_wins_over_an_earlier_reload", unlock_during_reload),
+    ("a_crowd_before_a_hung_daemon_hangs_no_command", crowd),
+];
+
+/// The process that serves the tunnel.
+fn wireguard() -> std::io::Result<Pid> {
+    let stream = UnixStream::connect("/var/run/wireguard/wg0.sock")?;
+    Ok(Pid::from_raw(getsockopt(&stream, sockopt::PeerCredentials)?.pid()))
+}
+
+fn has_ended(process: &mut Process) -> bool {
+    !matches!(process.child().try_wait(), Ok(None))
+}
+
+fn hung_wireguard() -> Outcome {
+    let stage = Stage::set()?;
+    kill(wireguard()?, Signal::SIGSTOP)?;
+    assert!(!stage.has_traffic()?, "it hangs");
+    stage.wait_for_traffic("WireGuard hung")?;
+    stage.nothing_leaked("WireGuard hung")?;
+    Ok(())
+}
+
+fn second_daemon() -> Outcome {
+    let stage = Stage::set()?;
+    let mut command = Command::new(&stage.program);
+    command.arg("--config").arg(&stage.configuration).arg("daemon");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut second = stage.lab.client.start(command)?;
+    eventually("the second daemon ends", || Ok(has_ended(&mut second)))?;
+    let output = stage.ask(&["reconnect"])?;
+    assert!(output.status.success(), "the first one still answers: {output:?}");
+    assert_eq!(stage.status()?["layers"]["owned"], true);
+    stage.nothing_leaked("a second daemon")?;
+    Ok(())
+}
+
+fn renamed() -> Outcome {
+    let stage = Stage::set()?;
+    let good = fs::read_to_string(&stage.configuration)?;
+    let outcome = rename(&stage, &good);
+    // Its program would outlive the laboratory.
+    let _ = stage.lab.client.output("ip", &["link", "delete", "wg1"]);
+    outcome
+}
+
+fn rename(stage: &Stage, good: &str) -> Outcome {
+    let text = good.replace("interface = \"wg0\"", "interface = \"wg1\"");
+    assert_ne!(text, good);
+    fs::write(&stage.configuration, text)?;
+    let output = stage.ask(&["reload", "--yes"])?;
+    assert!(output.status.success(), "{output:?}");
+    stage.wait_for_traffic("renaming the tunnel")?;
+    assert!(stage.lab.client.has_link("wg1")?);
+    eventually("the old link goes", || Ok(!stage.lab.client.has_link("wg0")?))?;
+    stage.nothing_leaked("renaming the tunnel")?;
+    Ok(())
+}
+
+fn stray_route() -> Outcome {
+    let stage = Stage::set()?;
+    // As ours would be, but through the link that leaves the machine.
+    let stray = "default dev eth0 table 27507 proto kernel metric 1";
+    stage.lab.client.ip(&format!("route add {stray}"))?;
+    eventually("it is removed", || {
+        let routes = stage.lab.client.command("ip", &["route", "show", "table", "27507"])?;
+        Ok(!routes.contains("eth0") && routes.contains("wg0"))
+    })?;
+    stage.wait_for_traffic("a route past the tunnel")?;
+    stage.nothing_leaked("a route past the tunnel")?;
+    Ok(())
+}
+
+fn connect_while_open() -> Outcome {
+    let stage = Stage::set()?;
+    assert!(stage.ask(&["unlock", "--yes"])?.status.success());
+    let output = stage.ask(&["connect"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the lock is open"), "{output:?}");
+    Ok(())
+}
+
+fn unlock_during_reload() -> Outcome {
+    let mut stage = Stage::set()?;
+    let background = |stage: &Stage, arguments: &[&str]| -> Result<_> {
+        let mut command = Command::new(&stage.program);
+        command.arg("--config").arg(&stage.configuration).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = stage.lab.client.start(command)?;
+        // Both shall be asked in this order.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(process)
+    };
+    stage.daemon.signal(Signal::SIGSTOP)?;
+    let mut reload = background(&stage, &["reload", "--yes"])?;
+    let mut unlock = background(&stage, &["unlock", "--yes"])?;
+    stage.daemon.signal(Signal::SIGCONT)?;
+    for process in [&mut reload, &mut unlock] {
+        eventually("an answer", || Ok(has_ended(process)))?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(stage.ask(&["status"])?.status.code(), Some(20), "it was locked again");
+    Ok(())
+}
+
+/// Everybody who asks takes a place in the queue of a daemon that takes nobody.
+fn crowd() -> Outcome {
+    /// More than the longest queue (net.core.somaxconn).
+    const CROWD: usize = 100_000;
+    let mut stage = Stage::set()?;
+    stage.daemon.signal(Signal::SIGSTOP)?;
+    let address = UnixAddr::new(Path::new(SOCKET))?;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let is_full = || -> nix::Result<bool> {
+        let caller = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        Ok(connect(caller.as_raw_fd(), &address) == Err(Errno::EAGAIN))
+    };
+    assert!((0..CROWD).any(|_| is_full() == Ok(true)), "the queue has no end");
+    let mut command = Command::new(&stage.program);
+    command.arg("--config").arg(&stage.configuration).args(["unlock", "--yes"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut unlock = stage.lab.client.start(command)?;
+    eventually("an answer", || Ok(has_ended(&mut unlock)))?;
+    stage.nothing_leaked("a crowd")?;
+    Ok(())
+}
