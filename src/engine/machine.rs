@@ -161,11 +161,18 @@ impl Engine {
                 self.lock.open = false;
                 self.hold();
                 self.route_again();
+                if matches!(self.phase, Phase::Up(_)) {
+                    self.perform_once(Effect::SetDns);
+                }
             }
             Command::Unlock => {
                 self.lock = Lock { open: true, seen_open: true, again: false };
                 if !self.pending.holds_after(&Effect::Unlock, &Effect::HoldLock) {
                     self.perform(Effect::Unlock);
+                }
+                // The tunnel's routes go with the lock, and its resolvers are behind them.
+                if matches!(self.phase, Phase::Up(_)) {
+                    self.perform_once(Effect::RestoreDns);
                 }
             }
             Command::Connect(server) => self.connect(server, now),

@@ -1,13 +1,12 @@
 //! The daemon under test, in the client.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::addresses::TUNNEL_LINK;
 use super::error::{Context, Result};
 use super::host::{Host, Process};
 use super::setup;
@@ -24,11 +23,28 @@ pub struct Daemon {
     process: Option<Process>,
 }
 
-/// Its tunnel would outlive it, and with it the whole laboratory: the program ends with its link.
+/// Its tunnel would outlive it, and with it the whole laboratory.
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.process = None;
-        let _ = self.client.output("ip", &["link", "delete", TUNNEL_LINK]);
+        end_wireguards(&self.client);
+    }
+}
+
+/// Kills every userspace WireGuard of the client, whatever its link is called by now.
+fn end_wireguards(client: &Host) {
+    let Ok(namespace) = fs::read_link(client.path()) else { return };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes.map(|entry| entry.path()) {
+        let here = fs::read_link(process.join("ns/net")).is_ok_and(|it| it == namespace);
+        let words = fs::read(process.join("cmdline")).unwrap_or_default();
+        let id = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if here
+            && words.starts_with(setup::directory_name().as_bytes())
+            && let Some(id) = id
+        {
+            let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+        }
     }
 }
 

@@ -47,6 +47,11 @@ fn beside(name: &str) -> Result<PathBuf> {
     })
 }
 
+/// Where the programs and files of the client are.
+pub(super) fn directory_name() -> &'static str {
+    DIRECTORY
+}
+
 fn directory() -> Result<&'static Path> {
     let directory = Path::new(DIRECTORY);
     if !directory.is_dir() {
