@@ -275,7 +275,10 @@ impl Bench {
         let with = |row: Row, (goal, holds)| Row { goal, holds, ..row };
         Ok(vec![
             with(
-                Row::new(format!("wake-ups in {} s of idleness", time.as_secs()), wakeups.to_string()),
+                Row::new(
+                    format!("wake-ups in {} s of idleness", time.as_secs()),
+                    wakeups.to_string(),
+                ),
                 goal("0 (no bus: 3)", wakeups <= SEARCHES_FOR_BUS),
             ),
             Row::new("processor time in it", show(after.processor - before.processor)),

@@ -44,7 +44,8 @@ impl Payload {
     pub fn start(lab: &Lab) -> Result<Self> {
         let log = Arc::new(Mutex::new(Log::default()));
         let paused = Arc::new(AtomicBool::new(false));
-        let answering = lab.internet.run(|| UdpSocket::bind((INTERNET_V4, PORT)))?.during("bind")?;
+        let answering =
+            lab.internet.run(|| UdpSocket::bind((INTERNET_V4, PORT)))?.during("bind")?;
         let sending = lab.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
         let sending = Arc::new(sending.during("bind")?);
         for socket in [&answering, &*sending] {

@@ -12,9 +12,7 @@ use killswitch::lab::addresses::*;
 use killswitch::lab::host::Process;
 use killswitch::lab::{Context, Error, Lab, Result, Wireguard, setup};
 use killswitch::netlink::{Family, Socket};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };

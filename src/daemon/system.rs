@@ -47,7 +47,8 @@ const BACKLOG: usize = 64;
 /// Nothing happens where systemd did not start us; a manager that does not listen is its own
 /// trouble.
 fn notify(states: &[NotifyState<'_>]) {
-    static QUEUE: LazyLock<Option<mpsc::Sender<String>>> = LazyLock::new(|| Some(queue(address()?)));
+    static QUEUE: LazyLock<Option<mpsc::Sender<String>>> =
+        LazyLock::new(|| Some(queue(address()?)));
     if let Some(queue) = &*QUEUE {
         let text = states.iter().map(|state| format!("{state}\n")).collect();
         if queue.try_send(text).is_err() {
