@@ -37,6 +37,9 @@ const SEARCHES_FOR_BUS: u64 = 3;
 /// Bytes.
 const MOST_MEMORY: u64 = 8 << 20;
 
+/// Measures something.
+type Part = fn(Bench) -> Result<Vec<Row>>;
+
 struct Row {
     what: String,
     ours: String,
@@ -103,7 +106,7 @@ fn measure() -> Result<bool> {
         std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
     let quick = asked.iter().any(|it| it == "quick");
     asked.retain(|it| it != "quick");
-    let parts: [(&str, fn(Bench) -> Result<Vec<Row>>); 7] = [
+    let parts: [(&str, Part); 7] = [
         ("back", Bench::back),
         ("expired", Bench::expired),
         ("forgotten", Bench::forgotten),
