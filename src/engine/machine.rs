@@ -37,7 +37,8 @@ pub struct Engine {
 /// What is wanted of the lock, and what was seen of it.
 #[derive(Debug, Clone, Default)]
 struct Lock {
-    /// An administrator said so. Nothing else sets it; only an administrator clears it.
+    /// An administrator said so. Nothing else sets it; only an administrator clears it, or that the
+    /// opening failed.
     open: bool,
     /// Not seen closed since it was opened.
     seen_open: bool,
@@ -236,6 +237,11 @@ impl Engine {
         }
         match effect {
             Effect::HoldLock => self.lock.again = false,
+            // Whoever asked has been told that it failed: it must not open later, unasked.
+            Effect::Unlock if !self.pending.holds(&Effect::Unlock) => {
+                self.lock.open = false;
+                self.hold();
+            }
             Effect::EnsureRoutes => self.routes_again = false,
             Effect::Probe => self.probe_failed(),
             Effect::WatchTraffic => self.watching_failed(now),

@@ -160,6 +160,11 @@ impl World {
                 self.disturbed = !self.open;
                 self.disturbed_meanwhile = self.queue.front() == Some(&Effect::HoldLock);
             }
+            Event::Failed(Effect::Unlock, why)
+                if why == BAD_LUCK && !self.queue.contains(&Effect::Unlock) =>
+            {
+                self.open = false;
+            }
             Event::Configured(settings) => self.settings = settings.clone(),
             Event::Network(network) | Event::Started { network, .. } => {
                 self.both_ways_told = network.v4.is_some() && network.v6.is_some();
