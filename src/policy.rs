@@ -11,6 +11,13 @@ use ipnet::IpNet;
 use crate::config::{Backend, Config, ForwardMode, TunnelKind};
 pub use crate::config::{Inbound, LinkPattern, MessageShape, Protocol};
 
+/// Ports at which names are asked for: DNS, DNS over TLS and QUIC, mDNS, LLMNR.
+pub const NAME_SERVICE_PORTS: [u16; 4] = [53, 853, 5353, 5355];
+
+/// Kinds of ports of an internal bridge that lead to containers and guests. Any other (a NIC has
+/// none) makes a bridge a way out.
+pub const GUEST_KINDS: [&str; 2] = ["veth", "tun"];
+
 /// What may leave this machine, and what may come in, while the lock is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {

@@ -189,6 +189,16 @@ pub enum Protocol {
     Tcp,
 }
 
+impl Protocol {
+    /// Its number in IP's header (IANA).
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Udp => 17,
+            Protocol::Tcp => 6,
+        }
+    }
+}
+
 /// What a server's datagrams must look like to be let out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MessageShape {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 
 use super::{Applied, Error, apply};
 use crate::netlink::{self, Link, Socket};
-use crate::policy::{LinkPattern, Policy};
+use crate::policy::{GUEST_KINDS, LinkPattern, Policy};
 use crate::ruleset::{LinkRef, PROBE_ETHERTYPE, PROBE_MARK, Table, guard};
 
 /// How often the guard is tried anew when links vanish meanwhile.
@@ -105,7 +105,7 @@ fn is_exempt(policy: &Policy, link: &Link) -> bool {
     };
     is_tunnel
         || (kind == "bridge" && named(&policy.internal))
-        || (matches!(kind, "veth" | "tun") && named(&policy.internal_ports))
+        || (GUEST_KINDS.contains(&kind) && named(&policy.internal_ports))
 }
 
 /// A chain on every link hooks loopback too, and refuses there what bears the probe's mark: that

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::policy::{Inbound, LinkPattern, Policy, Protocol};
+use crate::policy::{Inbound, LinkPattern, NAME_SERVICE_PORTS, Policy, Protocol};
 
 /// Our routing table: "ks" in ASCII, as the mark.
 pub const TABLE: u32 = 0x6b73;
@@ -18,9 +18,6 @@ pub const PREFERENCES: RangeInclusive<u32> = 27500..=27599;
 
 /// Metric of the default route that refuses: the last of all.
 pub const LAST_METRIC: u32 = u32::MAX;
-
-/// DNS, DNS over TLS and QUIC, mDNS, LLMNR.
-const DNS_PORTS: [u16; 4] = [53, 853, 5353, 5355];
 
 /// What sockets (a raw one aside) and the kernel's tunnels send: ICMP, IPIP, TCP, UDP, DCCP, SIT,
 /// GRE, ESP, AH, L2TP, SCTP, UDP-Lite.
@@ -180,7 +177,7 @@ impl Guard {
             if !policy.internal.is_empty() {
                 rules.insert(Rule::new(family, preference::INTERNAL, Action::MainInternal));
             }
-            rules.extend(DNS_PORTS.map(|port| Rule {
+            rules.extend(NAME_SERVICE_PORTS.map(|port| Rule {
                 destination_port: Some(port),
                 ..Rule::new(family, preference::DNS, Action::Goto(preference::TABLE))
             }));
@@ -233,10 +230,13 @@ fn ntp(address: IpAddr) -> Rule {
 /// Replies of a service. A name service that is allowed by its port stands before the ban on DNS:
 /// mDNS answers go from 5353 to 5353.
 fn inbound(service: &Inbound) -> Rule {
-    let preference =
-        if DNS_PORTS.contains(&service.port) { preference::NAMED_DNS } else { preference::INBOUND };
+    let preference = if NAME_SERVICE_PORTS.contains(&service.port) {
+        preference::NAMED_DNS
+    } else {
+        preference::INBOUND
+    };
     Rule {
-        protocol: Some(number(service.protocol)),
+        protocol: Some(service.protocol.number()),
         source_port: Some(service.port),
         ..Rule::to(service.from, preference, Action::Main)
     }
@@ -271,14 +271,7 @@ fn kernel_questions() -> impl Iterator<Item = Rule> {
     transports.into_iter().chain([rest])
 }
 
-const UDP: u8 = 17;
-
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Udp => UDP,
-        Protocol::Tcp => 6,
-    }
-}
+const UDP: u8 = Protocol::Udp.number();
 
 fn unreachable_default(family: Family) -> Route {
     Route { destination: family.everything(), metric: LAST_METRIC, kind: RouteKind::Unreachable }

@@ -6,11 +6,7 @@ use super::guard::GROUP;
 use super::kernel::Error;
 use super::message::{DEFAULT_GROUP, Request, perform};
 use crate::netlink::{self, Link, Socket};
-use crate::policy::{LinkPattern, Policy};
-
-/// Kinds of ports that lead to containers and guests. Any other (a NIC has none) makes a bridge a
-/// way out.
-const GUEST_KINDS: [&str; 2] = ["veth", "tun"];
+use crate::policy::{GUEST_KINDS, LinkPattern, Policy};
 
 /// Puts the bridges that the policy calls internal into our link group, and takes out of it those
 /// that are not (or no more) so: to be called again whenever links come or change.

@@ -3,6 +3,7 @@
 use super::super::{Action, Base, Chain, ChainPolicy, Field, Hook, Rule};
 use super::words::*;
 use super::{Build, Devices, PROBE_ETHERTYPE, PROBE_MARK};
+use crate::policy::GUEST_KINDS;
 
 impl Build<'_> {
     /// What may be handed to a link's driver.
@@ -21,7 +22,7 @@ impl Build<'_> {
         }
         rules.extend(self.to_internal());
         if !self.policy.internal_ports.is_empty() {
-            rules.extend(["veth", "tun"].map(|kind| {
+            rules.extend(GUEST_KINDS.map(|kind| {
                 rule(
                     [is_kind(Field::MetaOifkind, kind)],
                     Action::Jump("to_port".into()),

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::super::{Element, Family, Set, ValueKind};
 use super::Build;
 use super::words::*;
-use crate::policy::MessageShape;
+use crate::policy::{MessageShape, NAME_SERVICE_PORTS};
 
 impl Build<'_> {
     pub(super) fn sets(&self) -> Vec<Set> {
@@ -73,11 +73,10 @@ impl Build<'_> {
             });
         }
         if !self.policy.lan.is_empty() {
-            let ports = [53u16, 853, 5353, 5355];
             let elements = [TCP, UDP]
                 .into_iter()
                 .flat_map(|protocol| {
-                    ports.map(|port| joined([&[protocol][..], &port.to_be_bytes()]))
+                    NAME_SERVICE_PORTS.map(|port| joined([&[protocol][..], &port.to_be_bytes()]))
                 })
                 .collect();
             sets.push(values(
@@ -110,7 +109,7 @@ impl Build<'_> {
             .filter(|server| ip.has(server.endpoint.ip()))
             .map(|server| {
                 let port = server.endpoint.port().to_be_bytes();
-                joined([&octets(server.endpoint.ip())[..], &[number(server.protocol)], &port])
+                joined([&octets(server.endpoint.ip())[..], &[server.protocol.number()], &port])
             })
             .collect()
     }
@@ -120,7 +119,7 @@ impl Build<'_> {
             .servers
             .iter()
             .filter(|server| ip.has(server.endpoint.ip()))
-            .map(|server| joined([&octets(server.endpoint.ip())[..], &[number(server.protocol)]]))
+            .map(|server| joined([&octets(server.endpoint.ip())[..], &[server.protocol.number()]]))
             .collect()
     }
 
@@ -130,7 +129,7 @@ impl Build<'_> {
         )
         .into_iter()
         .map(|service| {
-            let rest = [number(service.protocol)];
+            let rest = [service.protocol.number()];
             let port = service.port.to_be_bytes();
             let edge = |address: IpAddr| joined([&octets(address)[..], &rest, &port]);
             Element { first: edge(service.from.network()), last: edge(service.from.broadcast()) }

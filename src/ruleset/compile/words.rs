@@ -34,8 +34,8 @@ pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
 pub(super) const ICMP: u8 = 1;
 pub(super) const IGMP: u8 = 2;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+pub(super) const TCP: u8 = Protocol::Tcp.number();
+pub(super) const UDP: u8 = Protocol::Udp.number();
 pub(super) const ICMPV6: u8 = 58;
 /// RFC 2131, section 3.
 pub(super) const DHCP_COOKIE: u32 = 0x6382_5363;
@@ -235,12 +235,5 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-pub(super) fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => TCP,
-        Protocol::Udp => UDP,
     }
 }
