@@ -87,6 +87,7 @@ fn sequences() -> Outcome {
         Err(_) => 0..SEQUENCES,
     };
     let mut stage = Stage::set()?;
+    let first = seeds.start;
     for seed in seeds {
         let faults = faults::sequence(seed, LENGTH);
         let names: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
@@ -95,6 +96,9 @@ fn sequences() -> Outcome {
             format!("{what}: {}", failure.message().unwrap_or_default()).into()
         };
         stage.suffer_in_turn(&faults, &what).map_err(told)?;
+        if (seed + 1) % 10 == 0 {
+            println!("held: {} sequences, the last with seed {seed}", seed + 1 - first);
+        }
     }
     Ok(())
 }
