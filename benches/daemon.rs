@@ -78,6 +78,8 @@ impl Row {
     }
 }
 
+type Part = fn(Bench) -> Result<Vec<Row>>;
+
 #[derive(Clone, Copy)]
 struct Bench {
     quick: bool,
@@ -103,7 +105,7 @@ fn measure() -> Result<bool> {
         std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
     let quick = asked.iter().any(|it| it == "quick");
     asked.retain(|it| it != "quick");
-    let parts: [(&str, fn(Bench) -> Result<Vec<Row>>); 7] = [
+    let parts: [(&str, Part); 7] = [
         ("back", Bench::back),
         ("expired", Bench::expired),
         ("forgotten", Bench::forgotten),
