@@ -81,6 +81,8 @@ impl Row {
     }
 }
 
+type Part = fn(Bench) -> Result<Vec<Row>>;
+
 #[derive(Clone, Copy)]
 struct Bench {
     quick: bool,
