@@ -79,8 +79,6 @@ impl Row {
     }
 }
 
-type Part = fn(Bench) -> Result<Vec<Row>>;
-
 #[derive(Clone, Copy)]
 struct Bench {
     quick: bool,
