@@ -15,7 +15,7 @@ use super::lanes::{Lane, Lanes, Report};
 use super::protocol::{self, Reply, Request};
 use super::{Error, Plan, system};
 use crate::config::{self, Config};
-use crate::engine::{Command, Effect, Engine, Event, Layer, State, Time};
+use crate::engine::{Command, Effect, Engine, Event, Layer, State, Time, TunnelLink};
 use crate::lock::{self, Keeper, Outcome};
 use crate::netlink::Family;
 use crate::policy::Policy;
@@ -180,14 +180,16 @@ impl Daemon {
                 match effect {
                     Effect::Announce(_) => self.announce(),
                     Effect::WatchTraffic => events.push_back(self.watch_traffic()),
-                    other => {
-                        self.under_way.push((Lane::of(&other), now()));
-                        self.lanes.perform(other);
-                    }
+                    other => self.perform(other),
                 }
             }
         }
         self.tell_systemd();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        self.under_way.push((Lane::of(&effect), now()));
+        self.lanes.perform(effect);
     }
 
     fn reported(&mut self, report: Report) {
@@ -360,8 +362,10 @@ impl Daemon {
         match self.observer.observe(self.policy.tunnel.as_ref()).await {
             Ok(mut observed) => {
                 // By its name and kind alone a look-alike would be taken for ours.
-                if let Some(Ok((link, _))) = self.device.as_ref().map(Device::link) {
+                let link = self.device.as_ref().map(Device::link);
+                if let Some(Ok((link, index))) = link {
                     observed.network.tunnel = link;
+                    self.look_at_tunnel(link, index);
                 }
                 if observed.links_changed {
                     self.decide(Event::LinkAppeared);
@@ -380,6 +384,24 @@ impl Daemon {
                     Err(error) => tracing::error!(%error, "no socket to read them by"),
                 }
             }
+        }
+    }
+
+    /// Addresses that others put on the tunnel's link, or took, are no matter of the engine's: making
+    /// the link what it shall be disturbs no session. With an address the kernel takes IPv4 routes of
+    /// the link, and tells nobody (`fib_flush`).
+    fn look_at_tunnel(&mut self, link: TunnelLink, index: Option<u32>) {
+        let (TunnelLink::Up, Some(index), Some(device)) = (link, index, &self.device) else {
+            return;
+        };
+        let foreign = device.has_foreign_addresses(index).unwrap_or(false);
+        if foreign {
+            tracing::warn!("somebody changed the addresses of the tunnel's link: mending");
+            self.perform(Effect::EnsureLink);
+        }
+        let idle = !self.under_way.iter().any(|(lane, _)| *lane == Lane::Tunnel);
+        if foreign || (idle && matches!(self.engine.state(), State::Connected(_))) {
+            self.perform(Effect::EnsureRoutes);
         }
     }
 

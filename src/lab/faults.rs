@@ -429,12 +429,20 @@ fn disguise(lab: &Lab, link: &str) -> Result<()> {
 }
 
 fn rename_nic(lab: &Lab, to: &str) -> Result<()> {
-    let name = name_of(lab, lab.conditions.nic)?;
-    if name == to {
-        return Ok(());
+    const TRIES: u32 = 20;
+    let mut last = Error::new("never tried");
+    for _ in 0..TRIES {
+        let name = name_of(lab, lab.conditions.nic)?;
+        if name == to {
+            return Ok(());
+        }
+        // The lock's owner may be giving it another name just now.
+        match lab.client.ip(&format!("link set {name} down")) {
+            Ok(()) => return take_name(lab, &name, to),
+            Err(error) => last = error,
+        }
     }
-    lab.client.ip(&format!("link set {name} down"))?;
-    take_name(lab, &name, to)
+    Err(last)
 }
 
 /// The lock's owner may be faster each time, and keep the tunnel's name.

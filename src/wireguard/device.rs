@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -126,6 +127,26 @@ impl Device {
             (Some(_), true) => TunnelLink::Up,
         };
         Ok((state, Some(link.index)))
+    }
+
+    /// Whether somebody else put an address on the tunnel's link, or took one of ours: the kernel
+    /// may then choose a source that the lock does not let into the tunnel. [`Device::ensure_link`]
+    /// mends it.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn has_foreign_addresses(&self, link: u32) -> Result<bool, Error> {
+        let socket = netlink::Socket::open(netlink::Family::Route).map_err(Error::Netlink)?;
+        let on_link: BTreeSet<IpAddr> = netlink::addresses(&socket)
+            .map_err(Error::Netlink)?
+            .into_iter()
+            .filter(|it| it.link == link && !is_link_local(it.address))
+            .map(|it| it.address)
+            .collect();
+        let ours: BTreeSet<IpAddr> = self.addresses.iter().map(|net| net.addr()).collect();
+        // Where IPv6 is disabled, ours cannot be there.
+        let taken = ours.difference(&on_link).any(IpAddr::is_ipv4);
+        Ok(taken || !on_link.is_subset(&ours))
     }
 
     /// Removes the link, if it is ours, and the program behind it.
@@ -393,6 +414,11 @@ impl Device {
     fn userspace(&self, error: std::io::Error) -> Error {
         Error::Userspace { interface: self.interface.clone(), error }
     }
+}
+
+/// The kernel gives every link that speaks IPv6 one.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Like "wg0-foreign1", cut to what a name may hold.

@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("a_second_daemon_does_not_start", second_daemon),
     ("a_renamed_tunnel_leaves_no_link_behind", renamed),
     ("a_route_past_the_tunnel_is_removed", stray_route),
+    ("a_foreign_address_on_the_tunnel_is_removed", foreign_address),
     ("connect_to_an_open_machine_says_so", connect_while_open),
     ("unlock_wins_over_an_earlier_reload", unlock_during_reload),
     ("a_crowd_before_a_hung_daemon_hangs_no_command", crowd),
@@ -150,5 +151,21 @@ fn crowd() -> Outcome {
     let mut unlock = stage.lab.client.start(command)?;
     eventually("an answer", || Ok(has_ended(&mut unlock)))?;
     stage.nothing_leaked("a crowd")?;
+    Ok(())
+}
+
+/// The kernel would choose it as the source of what enters the tunnel, and the lock refuse it.
+fn foreign_address() -> Outcome {
+    let stage = Stage::set()?;
+    stage
+        .lab
+        .client
+        .ip("address add 192.168.1.50/24 dev wg0\naddress delete 10.64.0.2/32 dev wg0")?;
+    eventually("the tunnel has its own address only", || {
+        let listing = stage.lab.client.command("ip", &["-4", "address", "show", "dev", "wg0"])?;
+        Ok(listing.contains("10.64.0.2") && !listing.contains("192.168.1.50"))
+    })?;
+    stage.wait_for_traffic("a foreign address on the tunnel")?;
+    stage.nothing_leaked("a foreign address on the tunnel")?;
     Ok(())
 }

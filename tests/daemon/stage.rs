@@ -64,10 +64,14 @@ impl Stage {
             }
             if begin.elapsed() > PATIENCE {
                 let status = self.ask(&["status"])?;
+                let look = "ip address; ip rule; ip route show table 27507; ip -6 route show table \
+                            27507; ip route get 1.1.1.1";
+                let network = self.lab.client.output("sh", &["-c", look])?;
                 return Err(Error::new(format!(
-                    "no traffic within {} s after {after}\n{}\nthe daemon said:\n{}",
+                    "no traffic within {} s after {after}\n{}{}\nthe daemon said:\n{}",
                     PATIENCE.as_secs(),
                     String::from_utf8_lossy(&status.stdout),
+                    String::from_utf8_lossy(&network.stdout),
                     self.daemon.log()?
                 )));
             }

@@ -139,7 +139,7 @@ pub fn deleted_rules_and_routes_are_told() -> Outcome {
         let first = routing::PREFERENCES.start();
         for line in [
             "ip rule flush protocol kernel".to_owned(),
-            format!("ip -6 rule add pref {} lookup main", first - 1),
+            format!("ip -6 rule add pref {} lookup main", first + 2),
             format!("ip route flush table {table}"),
             // `ip` spares the last route of IPv6 when it flushes.
             format!("ip -6 route add 2001:db8::/32 dev lo table {table}"),
@@ -185,7 +185,7 @@ pub fn an_overrun_is_told_and_made_good() -> Outcome {
         assert_eq!(uplink.addresses.len(), 100);
         // And it goes on.
         drop(changes);
-        run("ip rule add pref 77 lookup main")?;
+        run("ip rule add pref 27577 lookup main")?;
         until(&mut watch, |change| change.rules).await?;
         Ok(())
     })?;
@@ -225,8 +225,8 @@ pub fn messages_of_others_are_not_events() -> Outcome {
         let changes = until(&mut watch, |change| change.network).await?;
         assert!(!is_told(&changes), "{changes:?}");
         // The same from the kernel is told.
-        run("ip rule add pref 77 lookup main")?;
-        run("ip rule del pref 77")?;
+        run("ip rule add pref 27577 lookup main")?;
+        run("ip rule del pref 27577")?;
         until(&mut watch, |change| change.rules).await?;
         Ok(())
     })?;
