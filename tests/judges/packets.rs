@@ -82,6 +82,12 @@ pub fn steps(dice: &mut Dice, policy: &Policy, links: &[Link], count: usize) -> 
             steps.push(maker.single());
         }
     }
+    for step in &mut steps {
+        // What comes from elsewhere bears no mark: a link between namespaces takes it off (threat 17).
+        if matches!(step.way, Way::Received(_) | Way::Forwarded(..)) {
+            step.packet.mark = 0;
+        }
+    }
     steps
 }
 
