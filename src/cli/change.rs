@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
 use crate::config::{self, Config};
 use crate::daemon::client;
-use crate::daemon::protocol::{Reply, Request};
+use crate::daemon::protocol::{Reply, Request, SOCKET};
 use crate::lock::{self, Outcome};
 use crate::netfilter;
 use crate::policy::Policy;
@@ -65,6 +66,8 @@ fn by_daemon_or(
 ) -> Result<Outcome, Failure> {
     let begin = Instant::now();
     let mut killed = false;
+    // It leaves its socket behind. Where none ever ran, asking systemd would take longer than locking.
+    let ran = Path::new(SOCKET).exists();
     loop {
         match client::ask(request, DAEMON_PATIENCE) {
             Ok(Reply::Done { changed, degraded }) => {
@@ -81,12 +84,17 @@ fn by_daemon_or(
                 killed = true;
             }
             // Between two daemons: the next one would undo what we did.
-            Err(_) if begin.elapsed() < SUCCESSOR_PATIENCE && service_runs() => {}
+            Err(_) if ran && begin.elapsed() < SUCCESSOR_PATIENCE && service_runs() => {}
             Err(_) => {
-                stop_service();
+                if ran {
+                    stop_service();
+                }
                 match directly() {
                     Err(lock::Error::Netfilter(netfilter::Error::Owned { .. }))
-                        if begin.elapsed() < RELEASE_PATIENCE => {}
+                        if begin.elapsed() < RELEASE_PATIENCE =>
+                    {
+                        stop_service();
+                    }
                     other => return Ok(other?),
                 }
             }
