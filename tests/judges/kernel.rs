@@ -204,11 +204,12 @@ impl Machine {
     }
 
     /// Both ends of a veth and the loopback link share one queue for each processor, in order: what
-    /// was sent before a datagram over loopback has arrived when that does.
+    /// was sent before a datagram over loopback has arrived when that does. Its address is nobody's:
+    /// its number might be a step's.
     fn wait_for_stragglers(&self) -> Result<()> {
         self.host
             .run(|| -> std::io::Result<()> {
-                let receiver = std::net::UdpSocket::bind("127.0.0.1:0")?;
+                let receiver = std::net::UdpSocket::bind("127.99.0.1:0")?;
                 receiver.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
                 let sender = std::net::UdpSocket::bind("127.0.0.1:0")?;
                 sender.send_to(b"last", receiver.local_addr()?)?;
@@ -445,9 +446,10 @@ fn observers() -> String {
             format!("update @{name} {{ {key} }}\n"),
         )
     };
-    // A reset by the kernel's own TCP would end the connection that a later packet belongs to.
+    // The kernel's own packets (resets, errors, reports) have no socket of a user: their numbers
+    // might be a step's, and a reset would end the connection that a later packet belongs to.
     let mut inet = String::from(
-        "chain resets { type filter hook output priority -350; tcp flags & rst == rst drop; }\n",
+        "chain kernel { type filter hook output priority -350;\nmeta skuid >= 0 accept\ndrop\n}\n",
     );
     let (sets, rules): (String, String) =
         ["4", "6"].iter().map(|kind| set(&format!("input{kind}"), kind)).unzip();
