@@ -184,28 +184,12 @@ impl Stage {
     pub fn silence(&self) -> Result<Instant> {
         self.payload.forget();
         self.payload.first(Instant::now(), Some(SERVER1_V4))?;
-        self.lab.servers[0].host.feed(
-            "nft",
-            &["-f", "-"],
-            &format!(
-                "table inet silence {{
-                    chain in {{
-                        type filter hook prerouting priority -500
-                        udp dport {SERVER_PORT} drop
-                    }}
-                    chain out {{
-                        type filter hook output priority -500
-                        udp sport {SERVER_PORT} drop
-                    }}
-                }}"
-            ),
-        )?;
+        self.lab.servers[0].silence()?;
         Ok(Instant::now())
     }
 
     pub fn undo_silence(&self) -> Result<()> {
-        let host = &self.lab.servers[0].host;
-        host.command("nft", &["delete", "table", "inet", "silence"]).map(drop)
+        self.lab.servers[0].end_silence()
     }
 
     /// One that never had a session.

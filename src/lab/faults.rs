@@ -186,7 +186,7 @@ impl Fault {
                 Ok(())
             }
             ServerSilent(server) => {
-                silence(lab, server)?;
+                lab.servers[server].silence()?;
                 lab.stop_server(server);
                 Ok(())
             }
@@ -217,8 +217,7 @@ impl Fault {
             NoDefaultRoute => settle(lab, |now| now.no_default_route = false),
             ServerRefuses(server) => lab.start_server(server),
             ServerSilent(server) => {
-                let host = &lab.servers[server].host;
-                host.output("nft", &["delete", "table", "inet", "silence"])?;
+                lab.servers[server].end_silence()?;
                 lab.start_server(server)
             }
             RulesFlushed => restore_system_rules(lab),
@@ -319,27 +318,6 @@ impl Lease {
     fn addresses(&self) -> [(std::net::IpAddr, u8); 2] {
         [(self.v4.into(), 24), (self.v6.into(), 64)]
     }
-}
-
-fn silence(lab: &Lab, server: usize) -> Result<()> {
-    lab.servers[server].host.feed(
-        "nft",
-        &["-f", "-"],
-        &format!(
-            "table inet silence
-            delete table inet silence
-            table inet silence {{
-                chain in {{
-                    type filter hook prerouting priority -500
-                    udp dport {SERVER_PORT} drop
-                }}
-                chain out {{
-                    type filter hook output priority -500
-                    udp sport {SERVER_PORT} drop
-                }}
-            }}"
-        ),
-    )
 }
 
 /// Whatever comes of it: the client may be defended.

@@ -202,6 +202,39 @@ impl VpnServer {
         self.running.as_ref()
     }
 
+    /// From now on it neither hears nor says anything at its port.
+    ///
+    /// # Errors
+    /// The words of `nft`.
+    pub fn silence(&self) -> Result<()> {
+        self.host.feed(
+            "nft",
+            &["-f", "-"],
+            &format!(
+                "table inet silence
+                delete table inet silence
+                table inet silence {{
+                    chain in {{
+                        type filter hook prerouting priority -500
+                        udp dport {SERVER_PORT} drop
+                    }}
+                    chain out {{
+                        type filter hook output priority -500
+                        udp sport {SERVER_PORT} drop
+                    }}
+                }}"
+            ),
+        )
+    }
+
+    /// Ends [`VpnServer::silence`]; no error if there is none.
+    ///
+    /// # Errors
+    /// If `nft` cannot be started.
+    pub fn end_silence(&self) -> Result<()> {
+        self.host.output("nft", &["delete", "table", "inet", "silence"]).map(drop)
+    }
+
     fn start(&mut self, client: [u8; 32]) -> Result<()> {
         if self.running.is_some() {
             return Ok(());

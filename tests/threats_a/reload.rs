@@ -5,11 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use etherparse::PacketBuilder;
-use killswitch::lab::addresses::*;
 use killswitch::lab::harness::Outcome;
-use killswitch::lab::host::Worker;
-use killswitch::lab::link::PacketSocket;
 use killswitch::lab::traffic::{Flood, Flooded};
 use killswitch::lab::{Capture, Context, Error, Lab, Report, Result};
 use killswitch::lock;
@@ -37,49 +33,7 @@ inbound = [{ proto = \"tcp\", port = 22, from = [\"192.168.9.0/24\"] }]
 mode = \"tunnel\"
 ";
 
-/// What floods: the table sees datagrams, the egress guard frames too.
-enum Flooding {
-    Datagrams(Flood),
-    Frames(Worker<Option<Flooded>>),
-}
-
-impl Flooding {
-    fn datagrams(lab: &Lab) -> Result<Self> {
-        Flood::start(lab, (INTERNET_V4, 9).into(), None).map(Flooding::Datagrams)
-    }
-
-    fn frames(lab: &Lab) -> Result<Self> {
-        let socket = PacketSocket::open(&lab.client, CLIENT_LINK)?;
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(socket.address(), [0xff; 6])
-            .ipv4(CLIENT_V4.octets(), INTERNET_V4.octets(), 64)
-            .udp(9, 9)
-            .write(&mut frame, &[0x6b; 18])
-            .during("a frame")?;
-        let worker = lab.client.spawn("frames", move |stop| {
-            let mut flooded = Flooded::default();
-            while !stop.requested() {
-                match socket.send(&frame) {
-                    Ok(_) => flooded.sent += 1,
-                    Err(_) => flooded.refused += 1,
-                }
-            }
-            flooded
-        })?;
-        Ok(Flooding::Frames(worker))
-    }
-
-    fn stop(self) -> Result<Flooded> {
-        match self {
-            Flooding::Datagrams(flood) => flood.stop(),
-            Flooding::Frames(worker) => {
-                worker.stop()?.ok_or_else(|| Error::new("the flood did not start"))
-            }
-        }
-    }
-}
-
-type Start = fn(&Lab) -> Result<Flooding>;
+type Start = fn(&Lab) -> Result<Flood>;
 
 /// The two configurations' policies.
 fn policies(it: &LockedLab, egress_guard: bool) -> Result<[Policy; 2]> {
@@ -161,30 +115,30 @@ fn nothing_leaks(start: Start, egress_guard: bool, times: usize) -> Outcome {
 }
 
 pub fn t26_table_reloaded_500_times_under_a_flood() -> Outcome {
-    nothing_leaks(Flooding::datagrams, false, 500)
+    nothing_leaks(Flood::datagrams, false, 500)
 }
 
 pub fn t26_egress_guard_reloaded_500_times_under_a_flood() -> Outcome {
-    nothing_leaks(Flooding::frames, true, 500)
+    nothing_leaks(Flood::frames, true, 500)
 }
 
 /// Ten thousand, as the one below: minutes each.
 pub fn t26_table_reloaded_10000_times_under_a_flood_slow() -> Outcome {
-    nothing_leaks(Flooding::datagrams, false, 10_000)
+    nothing_leaks(Flood::datagrams, false, 10_000)
 }
 
 pub fn t26_egress_guard_reloaded_10000_times_under_a_flood_slow() -> Outcome {
-    nothing_leaks(Flooding::frames, true, 10_000)
+    nothing_leaks(Flood::frames, true, 10_000)
 }
 
 /// As people do it.
 pub fn t26_reloaded_by_the_program_under_a_flood() -> Outcome {
     let mut it = LockedLab::new()?;
     it.expectation.groups = true;
-    leaves_without_the_lock(&it, Flooding::datagrams)?;
+    leaves_without_the_lock(&it, Flood::datagrams)?;
     it.write("killswitch.toml", EXTERNAL)?;
     it.lock()?;
-    let (report, flooded, _) = flooded(&it, Flooding::datagrams, || {
+    let (report, flooded, _) = flooded(&it, Flood::datagrams, || {
         for text in [more(), EXTERNAL.to_owned()].iter().cycle().take(40) {
             it.write("killswitch.toml", text)?;
             let said = it.killswitch_ok(&["reload"])?;
@@ -212,7 +166,7 @@ pub fn t26_deleting_and_creating_leaks() -> Outcome {
     let it = LockedLab::new()?;
     it.lab.client.feed("nft", &["-f", "-"], NAIVE)?;
     let nft = |text: &str| it.lab.client.feed("nft", &["-f", "-"], text);
-    let (report, ..) = flooded(&it, Flooding::datagrams, || {
+    let (report, ..) = flooded(&it, Flood::datagrams, || {
         for _ in 0..20 {
             nft("delete table inet naive\n")?;
             nft(NAIVE)?;

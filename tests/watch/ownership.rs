@@ -7,12 +7,10 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use etherparse::PacketBuilder;
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::Outcome;
-use killswitch::lab::host::{Process, Worker};
-use killswitch::lab::link::PacketSocket;
-use killswitch::lab::traffic::{Flood, Flooded};
+use killswitch::lab::host::Process;
+use killswitch::lab::traffic::Flood;
 use killswitch::lab::{Capture, Context, Error, Host, Lab, Result};
 use killswitch::lock::{self, Keeper};
 use killswitch::netfilter;
@@ -160,45 +158,16 @@ pub fn ownership_outlives_the_daemon() -> Outcome {
     Ok(())
 }
 
-type Flooding = Box<dyn FnOnce() -> Result<Flooded>>;
-
-fn datagrams(lab: &Lab) -> Result<Flooding> {
-    let flood = Flood::start(lab, (INTERNET_V4, 9).into(), None)?;
-    Ok(Box::new(move || flood.stop()))
-}
-
-/// Seen by the egress guard alone.
-fn frames(lab: &Lab) -> Result<Flooding> {
-    let socket = PacketSocket::open(&lab.client, CLIENT_LINK)?;
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(socket.address(), [0xff; 6])
-        .ipv4(CLIENT_V4.octets(), INTERNET_V4.octets(), 64)
-        .udp(9, 9)
-        .write(&mut frame, &[0x6b; 18])
-        .during("a frame")?;
-    let worker: Worker<Option<Flooded>> = lab.client.spawn("frames", move |stop| {
-        let mut flooded = Flooded::default();
-        while !stop.requested() {
-            match socket.send(&frame) {
-                Ok(_) => flooded.sent += 1,
-                Err(_) => flooded.refused += 1,
-            }
-        }
-        flooded
-    })?;
-    Ok(Box::new(move || worker.stop()?.ok_or_else(|| Error::new("the flood did not start"))))
-}
-
 /// What leaked while `change` ran under a flood, and what was offered.
 fn leaked(
     it: &LockedLab,
-    start: fn(&Lab) -> Result<Flooding>,
+    start: fn(&Lab) -> Result<Flood>,
     change: impl FnOnce() -> Result<()> + Send,
 ) -> Result<(u64, u64)> {
     let capture = Capture::start(&it.lab, it.expectation.clone())?;
     let flood = start(&it.lab)?;
     let outcome = it.lab.client.run(change)?;
-    let flooded = flood()?;
+    let flooded = flood.stop()?;
     outcome?;
     let report = capture.stop()?;
     if report.lost > 0 {
@@ -209,7 +178,7 @@ fn leaked(
 
 fn without_a_leak(
     it: &LockedLab,
-    start: fn(&Lab) -> Result<Flooding>,
+    start: fn(&Lab) -> Result<Flood>,
     times: u32,
     before: impl Fn() -> Result<()> + Sync,
 ) -> Outcome {
@@ -240,9 +209,9 @@ fn without_a_leak(
 
 pub fn orphans_are_taken_without_a_leak() -> Outcome {
     let table = LockedLab::table_alone("")?;
-    without_a_leak(&table, datagrams, 200, || Ok(()))?;
+    without_a_leak(&table, Flood::datagrams, 200, || Ok(()))?;
     let guard = LockedLab::new()?;
-    without_a_leak(&guard, frames, 200, || Ok(()))
+    without_a_leak(&guard, Flood::frames, 200, || Ok(()))
 }
 
 /// Loaded by nft, it does not persist, and never can: the very table has to go.
@@ -252,7 +221,7 @@ pub fn the_static_lock_is_replaced_without_a_leak() -> Outcome {
     let text = std::fs::read_to_string(path)?;
     let anew = it.write("lock.nft", &format!("delete table inet killswitch\n{text}"))?;
     let load = format!("nft -f {}", anew.display());
-    without_a_leak(&it, datagrams, 50, || {
+    without_a_leak(&it, Flood::datagrams, 50, || {
         run(&load)?;
         let table = lock::read().during("read")?.inet;
         let flags = table.map(|table| table.flags);

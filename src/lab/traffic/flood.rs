@@ -2,17 +2,21 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use etherparse::PacketBuilder;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockType, SockaddrStorage, sendmmsg};
 
+use super::super::addresses::{CLIENT_LINK, CLIENT_V4, INTERNET_V4};
 use super::super::error::{Context, Error, Result};
 use super::super::host::{Stop, Worker};
+use super::super::link::PacketSocket;
 use super::super::topology::Lab;
 use super::senders::open;
 
 /// Datagrams to one system call.
 const BATCH: usize = 64;
+const PAYLOAD: [u8; 18] = [0x6b; 18];
 
-/// Sends UDP datagrams as fast as it can, until stopped.
+/// Sends datagrams or frames as fast as it can, until stopped.
 pub struct Flood {
     worker: Worker<Option<Flooded>>,
 }
@@ -20,7 +24,7 @@ pub struct Flood {
 /// What a flood did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flooded {
-    /// Datagrams that the kernel took.
+    /// Datagrams or frames that the kernel took.
     pub sent: u64,
     /// Calls that it refused.
     pub refused: u64,
@@ -38,6 +42,40 @@ impl Flood {
         Ok(Flood { worker })
     }
 
+    /// Starts to send to the Internet, as routed.
+    ///
+    /// # Errors
+    /// Those of sockets.
+    pub fn datagrams(lab: &Lab) -> Result<Self> {
+        Self::start(lab, (INTERNET_V4, 9).into(), None)
+    }
+
+    /// Starts to send whole frames, each with a datagram to the Internet, by the client's link. Only
+    /// the egress guard sees them.
+    ///
+    /// # Errors
+    /// Those of packet sockets.
+    pub fn frames(lab: &Lab) -> Result<Self> {
+        let socket = PacketSocket::open(&lab.client, CLIENT_LINK)?;
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(socket.address(), [0xff; 6])
+            .ipv4(CLIENT_V4.octets(), INTERNET_V4.octets(), 64)
+            .udp(9, 9)
+            .write(&mut frame, &PAYLOAD)
+            .during("a frame")?;
+        let worker = lab.client.spawn("frames", move |stop| {
+            let mut flooded = Flooded::default();
+            while !stop.requested() {
+                match socket.send(&frame) {
+                    Ok(_) => flooded.sent += 1,
+                    Err(_) => flooded.refused += 1,
+                }
+            }
+            flooded
+        })?;
+        Ok(Flood { worker })
+    }
+
     /// Ends it.
     ///
     /// # Errors
@@ -48,8 +86,7 @@ impl Flood {
 }
 
 fn flood(socket: &OwnedFd, to: SocketAddr, stop: &Stop) -> Flooded {
-    let payload = [0x6b; 18];
-    let parts = [[IoSlice::new(&payload)]; BATCH];
+    let parts = [[IoSlice::new(&PAYLOAD)]; BATCH];
     let addresses = [Some(SockaddrStorage::from(to)); BATCH];
     let mut headers = MultiHeaders::preallocate(BATCH, None);
     let mut flooded = Flooded::default();
