@@ -1,6 +1,6 @@
 //! What a machine may lack: still locked, still reconnects, and it says what is degraded.
 
-use killswitch::lab::harness::{Outcome, Test, eventually};
+use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 
 use super::stage::Stage;
 
@@ -13,43 +13,39 @@ pub const TESTS: &[Test] = &[
 
 /// There is no D-Bus and no systemd-resolved in the laboratory at all.
 fn read_only() -> Outcome {
-    let mut stage = Stage::set()?;
-    stage.lab.client.output("ip", &["link", "delete", "wg0"])?;
-    // A userspace WireGuard needs its socket; the kernel's would not.
-    stage.daemon.again_after(
-        &stage.lab,
-        "mkdir -p /run/wireguard
-         mount -t tmpfs none /run/wireguard
-         mount -o remount,bind,ro /run
+    let stage = with_mounts(
+        "with read-only /run and /var",
+        "mount -o remount,bind,ro /run
          mount --bind /var /var
          mount -o remount,bind,ro /var",
     )?;
-    works_and_recovers(&mut stage, "with read-only /run and /var")?;
     let log = stage.daemon.log()?;
     assert!(log.contains("degraded: control socket"), "it does not say so: {log}");
     Ok(())
 }
 
 fn full() -> Outcome {
-    let mut stage = Stage::set()?;
-    stage.lab.client.output("ip", &["link", "delete", "wg0"])?;
-    stage.daemon.again_after(
-        &stage.lab,
-        "mkdir -p /run/wireguard
-         mount -t tmpfs none /run/wireguard
-         mkdir -p /run/killswitch
+    with_mounts(
+        "with a full /run/killswitch",
+        "mkdir -p /run/killswitch
          mount -t tmpfs -o size=4k,nr_inodes=1 none /run/killswitch",
     )?;
-    works_and_recovers(&mut stage, "with a full /run/killswitch")
+    Ok(())
 }
 
-fn works_and_recovers(stage: &mut Stage, how: &str) -> Outcome {
+/// A daemon in mounts of its own, made by these commands, connects, and again after it lost its link.
+fn with_mounts(how: &str, commands: &str) -> Result<Stage, Failed> {
+    let mut stage = Stage::set()?;
+    stage.lab.client.output("ip", &["link", "delete", "wg0"])?;
+    // A userspace WireGuard needs its socket; the kernel's would not.
+    let all = format!("mkdir -p /run/wireguard\nmount -t tmpfs none /run/wireguard\n{commands}");
+    stage.daemon.again_after(&stage.lab, &all)?;
     stage.wait_for_traffic(how)?;
     assert_eq!(stage.status()?["intact"], true);
     stage.lab.client.output("ip", &["link", "delete", "wg0"])?;
     stage.wait_for_traffic(&format!("losing the link {how}"))?;
     stage.nothing_leaked(how)?;
-    Ok(())
+    Ok(stage)
 }
 
 fn no_ipv6() -> Outcome {
