@@ -16,8 +16,7 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use killswitch::daemon::client;
-use killswitch::daemon::protocol::Request;
+use killswitch::dbus::client::Daemon;
 use killswitch::lab::addresses::*;
 use killswitch::lab::{Context, Result, namespaces};
 
@@ -172,7 +171,7 @@ impl Bench {
     fn expired(self) -> Result<Vec<Row>> {
         let mut stage = Stage::with_daemon()?;
         let trips = stage.payload.round_trips(Duration::from_secs(1));
-        let forget = |_: &mut Stage| ask(&Request::Reconnect);
+        let forget = |_: &mut Stage| reach()?.reconnect().during("reconnect");
         let rounds = self.rounds(50, 8);
         let ours: Result<Vec<_>> =
             (0..rounds).map(|_| stage.interrupted(Way::Route, forget)).collect();
@@ -222,7 +221,7 @@ impl Bench {
             times.push(first - last);
             stage.undo_silence()?;
             // Until it is known whether this server answers probes.
-            ask(&Request::Connect { server: Some("server1".into()) })?;
+            reach()?.connect(Some("server1")).during("connect")?;
             stage.payload.first(Instant::now(), Some(SERVER1_V4))?;
             sleep(Duration::from_secs(2));
         }
@@ -238,7 +237,7 @@ impl Bench {
         let (mut times, mut whole, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
         for (name, address) in servers.iter().cycle().take(self.rounds(50, 8)) {
             let begin = Instant::now();
-            ask(&Request::Connect { server: Some((*name).into()) })?;
+            reach()?.connect(Some(name)).during("connect")?;
             let first = stage.payload.first(begin, Some(*address))?;
             times.push(first - begin);
             gaps.push(first - stage.payload.last_other(first, *address).unwrap_or(begin));
@@ -317,8 +316,8 @@ impl Bench {
     }
 }
 
-fn ask(request: &Request) -> Result<()> {
-    client::ask(request, Duration::from_secs(10)).map(drop).during("asking the daemon")
+fn reach() -> Result<Daemon> {
+    Daemon::reach(Duration::from_secs(10)).during("reaching the daemon")
 }
 
 /// Of those that are sorted by size.

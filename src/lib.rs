@@ -18,13 +18,16 @@
 //! ```
 //!
 //! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
-//! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them.
+//! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them; [`dbus`] how it is
+//! asked, and [`status`] and [`explain`] what can be asked without it.
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dbus;
 pub mod dns;
 pub mod engine;
+pub mod explain;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod lock;
@@ -33,6 +36,7 @@ pub mod netlink;
 pub mod policy;
 pub mod routing;
 pub mod ruleset;
+pub mod status;
 mod unix_socket;
 pub mod watch;
 pub mod wireguard;

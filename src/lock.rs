@@ -289,7 +289,7 @@ pub struct Status {
     pub layers: Layers,
     /// Per chain and reason.
     pub dropped: BTreeMap<String, BTreeMap<String, Counted>>,
-    /// Whether the daemon runs.
+    /// Whether the daemon runs: whoever asks it says so.
     pub daemon: bool,
     /// Whether the policy has a routing guard.
     #[serde(skip)]
@@ -376,7 +376,7 @@ impl Status {
                 owned: live.inet.as_ref().is_some_and(|table| table.owner.is_some()),
             },
             dropped: dropped(live),
-            daemon: crate::daemon::client::runs(),
+            daemon: false,
             routing_guard: policy.routing_guard,
         }
     }

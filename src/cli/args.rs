@@ -1,9 +1,10 @@
 //! The command line, from which help and completions are made; a test holds the manual to it.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::explain::Words;
 
 /// A VPN kill switch: while locked, nothing leaves this machine but through the tunnel.
 ///
@@ -68,7 +69,7 @@ pub enum Command {
     ///
     /// It asks the rules that the configuration compiles to, not the kernel's, and not the routing
     /// guard. Example: killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53
-    Explain(Explain),
+    Explain(Words),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched, and no
     /// root is needed where user namespaces are allowed.
     Demo,
@@ -102,6 +103,9 @@ pub struct Unlock {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
+    /// Why, for the journal.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub reason: String,
 }
 
 /// Options of `connect`.
@@ -152,69 +156,4 @@ pub enum Format {
     Nft,
     /// Tables, sets, chains and rules as JSON.
     Json,
-}
-
-/// A packet in words.
-#[derive(Debug, Args)]
-pub struct Explain {
-    /// The link it leaves by.
-    #[arg(long, value_name = "LINK")]
-    pub out: Option<String>,
-    /// The link it comes in by; with --out: a packet that passes through.
-    #[arg(long = "in", value_name = "LINK")]
-    pub into: Option<String>,
-    /// Its destination; on arrival by the tunnel the tunnel's own address by default.
-    #[arg(long, value_name = "ADDRESS")]
-    pub to: Option<IpAddr>,
-    /// Its source; by default an address of no interest, or the tunnel's on the tunnel.
-    #[arg(long, value_name = "ADDRESS")]
-    pub from: Option<IpAddr>,
-    /// Its protocol: tcp, udp, icmp, icmpv6, igmp, or a number.
-    #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
-    pub proto: u8,
-    /// Its destination port; 443 by default.
-    #[arg(long, value_name = "PORT")]
-    pub port: Option<u16>,
-    /// Its source port.
-    #[arg(long, value_name = "PORT", default_value_t = 40000)]
-    pub sport: u16,
-    /// Its firewall mark.
-    #[arg(long, value_name = "MARK", default_value = "0", value_parser = mark)]
-    pub mark: u32,
-    /// Its ICMP or ICMPv6 type.
-    #[arg(long, value_name = "TYPE")]
-    pub icmp_type: Option<u8>,
-    /// It has the shape of this WireGuard message.
-    #[arg(long, value_name = "TYPE", value_parser = clap::value_parser!(u8).range(1..=4))]
-    pub wireguard: Option<u8>,
-    /// It is an ICMP error about a packet to this server, as conntrack knows it.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub related: Option<std::net::SocketAddr>,
-    /// It answers a packet that came in.
-    #[arg(long)]
-    pub reply: bool,
-    /// It is handed to the link past IP: by a packet socket, or by a bridge.
-    #[arg(long)]
-    pub frame: bool,
-}
-
-fn protocol(text: &str) -> Result<u8, String> {
-    match text {
-        "icmp" => Ok(1),
-        "igmp" => Ok(2),
-        "tcp" => Ok(6),
-        "udp" => Ok(17),
-        "icmpv6" | "ipv6-icmp" => Ok(58),
-        number => number
-            .parse()
-            .map_err(|_| "want tcp, udp, icmp, icmpv6, igmp or a number up to 255".to_owned()),
-    }
-}
-
-fn mark(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| "want a number like 27507 or 0x6b73".to_owned())
 }

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
 use crate::config::{self, Config};
-use crate::daemon::client;
-use crate::daemon::protocol::{Reply, Request, SOCKET};
+use crate::dbus::SOCKET;
+use crate::dbus::client::{self, Daemon};
 use crate::lock::{self, Outcome};
 use crate::netfilter;
 use crate::policy::Policy;
@@ -44,15 +45,36 @@ pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Fail
 }
 
 fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
+    let reloaded = |(changed, degraded)| Outcome { changed, degraded, ..Outcome::default() };
+    if !geteuid().is_root() {
+        let outcome = over_the_bus(|daemon| daemon.reload(None).map(reloaded))?;
+        report(arguments, &outcome, done);
+        return Ok(0);
+    }
     let config = config::load(&arguments.config).map_err(|error| unless_forbidden(&error))?;
     let policy = Policy::from_config(&config);
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
         return Err(Failure::new(FAILED, session.explain()));
     }
-    let config = std::path::absolute(&arguments.config)?;
-    let outcome = by_daemon_or(&Request::Reload { config }, || lock::lock(&policy))?;
+    let file = std::path::absolute(&arguments.config)?;
+    let by_daemon = |daemon: &Daemon| daemon.reload(Some(&file)).map(reloaded);
+    let outcome = by_daemon_or(by_daemon, || lock::lock(&policy))?;
     report(arguments, &outcome, done);
     Ok(0)
+}
+
+/// Who is not root may only ask the daemon, which asks polkit.
+fn over_the_bus(
+    by_daemon: impl Fn(&Daemon) -> Result<Outcome, client::Error>,
+) -> Result<Outcome, Failure> {
+    match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
+        Err(client::Error::NotRunning) => Err(Failure::new(
+            NOT_PERMITTED,
+            "not permitted: this needs root (CAP_NET_ADMIN) where the daemon is not on the system bus\n\
+             help: run this as root, or: systemctl start killswitch",
+        )),
+        other => Ok(other?),
+    }
 }
 
 /// A daemon that runs owns the tables, so it makes the change; otherwise we do.
@@ -61,7 +83,7 @@ fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
 /// it anew, and with the tables' socket in systemd's store nothing opens meanwhile. A service that
 /// does not come up is stopped.
 fn by_daemon_or(
-    request: &Request,
+    by_daemon: impl Fn(&Daemon) -> Result<Outcome, client::Error>,
     directly: impl Fn() -> Result<Outcome, lock::Error>,
 ) -> Result<Outcome, Failure> {
     let begin = Instant::now();
@@ -69,12 +91,11 @@ fn by_daemon_or(
     // It leaves its socket behind. Where none ever ran, asking systemd would take longer than locking.
     let ran = Path::new(SOCKET).exists();
     loop {
-        match client::ask(request, DAEMON_PATIENCE) {
-            Ok(Reply::Done { changed, degraded }) => {
-                return Ok(Outcome { changed, degraded, ..Outcome::default() });
+        match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
+            Ok(outcome) => return Ok(outcome),
+            Err(refused @ (client::Error::Refused(_) | client::Error::OtherFile { .. })) => {
+                return Err(refused.into());
             }
-            Ok(Reply::Refused { error, code }) => return Err(Failure::new(code, error)),
-            Ok(Reply::Status(_)) => return Err(Failure::new(FAILED, "not an answer")),
             Err(client::Error::Silent) if !killed => {
                 output::warning("the daemon does not answer: killing it");
                 // One that cannot even be found is told of by name, as the tables' owner.
@@ -229,7 +250,15 @@ pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Fail
         return Err(Failure::new(FAILED, "not unlocked"));
     }
     let open = || lock::unlock().map(|changed| Outcome { changed, ..Outcome::default() });
-    let changed = by_daemon_or(&Request::Unlock, open)?.changed;
+    let by_daemon = |daemon: &Daemon| {
+        let changed = daemon.unlock(&options.reason)?;
+        Ok(Outcome { changed, ..Outcome::default() })
+    };
+    let outcome = match geteuid().is_root() {
+        true => by_daemon_or(by_daemon, open)?,
+        false => over_the_bus(by_daemon)?,
+    };
+    let changed = outcome.changed;
     if arguments.json {
         output::json(&Report { locked: false, changed, degraded: &[], error: None });
     } else if changed {

@@ -57,9 +57,10 @@ impl From<crate::config::Error> for Failure {
     }
 }
 
-impl From<crate::daemon::client::Error> for Failure {
-    fn from(error: crate::daemon::client::Error) -> Self {
-        use crate::daemon::client::Error::{Io, NotRunning, Silent};
+impl From<crate::dbus::client::Error> for Failure {
+    fn from(error: crate::dbus::client::Error) -> Self {
+        use crate::dbus::Error as Refusal;
+        use crate::dbus::client::Error::{Io, NoBus, NotRunning, OtherFile, Refused, Silent};
         match error {
             NotRunning => Failure::new(
                 FAILED,
@@ -69,10 +70,20 @@ impl From<crate::daemon::client::Error> for Failure {
                 FAILED,
                 "the daemon does not answer\nhelp: systemctl restart killswitch; the lock stays",
             ),
-            Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Refused(refusal) => {
+                let code = match &refusal {
+                    Refusal::NotAuthorized(_) => NOT_PERMITTED,
+                    Refusal::BadConfiguration(_) => BAD_CONFIGURATION,
+                    Refusal::InvalidArgument(_) => USAGE,
+                    _ => FAILED,
+                };
+                Failure::new(code, refusal.message())
+            }
+            NoBus(_) => Failure::new(NOT_PERMITTED, error.to_string()),
+            Io(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
                 Failure::new(NOT_PERMITTED, "only root may talk to the daemon")
             }
-            other => Failure::new(FAILED, other.to_string()),
+            OtherFile { .. } | Io(_) => Failure::new(FAILED, error.to_string()),
         }
     }
 }

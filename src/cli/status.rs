@@ -7,11 +7,9 @@ use super::Failure;
 use super::args::{self, Arguments};
 use super::change::load_or_strictest;
 use super::output::{Style, harmless, json, say, stream, styled};
-use crate::config::{Config, TunnelKind};
-use crate::daemon::client;
-use crate::daemon::protocol::{Reply, Request};
-use crate::lock::{self, State, Status};
-use crate::wireguard::Device;
+use crate::dbus::client;
+use crate::lock::{State, Status};
+use crate::status;
 
 /// Exit status where nothing can be told.
 const CANNOT_TELL: u8 = 30;
@@ -31,49 +29,21 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 
 fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
-    let live =
-        lock::read().map_err(|error| Failure { code: CANNOT_TELL, ..Failure::from(error) })?;
-    let mut status = Status::of(&live, &policy, complaint);
-    if let Some(config) = config.filter(|config| config.tunnel.kind == TunnelKind::Wireguard) {
-        add_wireguard(&mut status, &config);
-    }
-    if status.daemon {
+    let mut status = status::read(config.as_ref(), &policy, complaint)
+        .map_err(|error| Failure { code: CANNOT_TELL, ..Failure::from(error) })?;
+    if client::runs() {
         add_daemon(&mut status);
     }
     Ok(status)
 }
 
-/// What WireGuard itself says: the daemon may be dead.
-fn add_wireguard(status: &mut Status, config: &Config) {
-    let Some(tunnel) = status.tunnel.as_mut().filter(|tunnel| tunnel.up) else { return };
-    let Ok(Some(reading)) = Device::new(config).read() else { return };
-    tunnel.last_handshake_age_s = reading.handshake_age.map(|age| age.as_secs());
-    (tunnel.rx_bytes, tunnel.tx_bytes) = (reading.received, reading.sent);
-    if let Some(candidate) = reading.candidate {
-        tunnel.server = config.servers.get(candidate.server).map(|server| server.name.clone());
-        tunnel.endpoint = Some(candidate.endpoint.to_string());
-    }
-    if status.state == State::Connected && reading.handshake_age.is_none() {
-        status.state = State::Blocked;
-    }
-}
-
 /// What the daemon is at; a hung one must not keep anybody from an answer.
 fn add_daemon(status: &mut Status) {
     const PATIENCE: Duration = Duration::from_millis(30);
-    let Ok(Reply::Status(report)) = client::ask(&Request::Status, PATIENCE) else {
-        status.degraded.push("the daemon does not answer".into());
-        return;
-    };
-    status.state = match (status.state, report.state.as_str()) {
-        (State::Connected | State::Blocked, "connecting" | "waiting") => State::Connecting,
-        (State::Connected, "disconnected") => State::Blocked,
-        (kernel, _) => kernel,
-    };
-    for reason in report.degraded {
-        if !status.degraded.contains(&reason) {
-            status.degraded.push(reason);
-        }
+    status.daemon = true;
+    match client::Daemon::reach(PATIENCE).and_then(|daemon| daemon.report()) {
+        Ok(report) => status::add_report(status, &report),
+        Err(_) => status.degraded.push("the daemon does not answer".into()),
     }
 }
 

@@ -1,12 +1,14 @@
 //! `connect`, `disconnect`, `reconnect`, `monitor`: what only the daemon does.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
 
 use super::args::{Arguments, Connect};
 use super::output::{Style, harmless, json, say, stream, styled, warning};
 use super::{FAILED, Failure};
-use crate::daemon::client;
-use crate::daemon::protocol::{Entry, Event, Reply, Report, Request};
+use crate::daemon::calls::{Event, Report};
+use crate::dbus::client::Daemon;
 
 /// For an answer of the daemon, which never blocks for long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,63 +20,62 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 const LONGEST_CLOSING: Duration = Duration::from_secs(2);
 
 pub(super) fn connect(arguments: &Arguments, options: &Connect) -> Result<u8, Failure> {
-    ask(&Request::Connect { server: options.server.clone() })?;
-    wait_for_tunnel(arguments)
+    let daemon = Daemon::reach(PATIENCE)?;
+    daemon.connect(options.server.as_deref())?;
+    wait_for_tunnel(arguments, &daemon)
 }
 
 pub(super) fn reconnect(arguments: &Arguments) -> Result<u8, Failure> {
-    ask(&Request::Reconnect)?;
-    wait_for_tunnel(arguments)
+    let daemon = Daemon::reach(PATIENCE)?;
+    daemon.reconnect()?;
+    wait_for_tunnel(arguments, &daemon)
 }
 
 pub(super) fn disconnect(arguments: &Arguments) -> Result<u8, Failure> {
-    ask(&Request::Disconnect)?;
-    let report = report()?;
+    let daemon = Daemon::reach(PATIENCE)?;
+    daemon.disconnect()?;
     match arguments.json {
-        true => json(&report),
+        true => json(&daemon.report()?),
         false => say("disconnected; the lock stays: nothing leaves"),
     }
     Ok(0)
 }
 
+/// An event, and when we heard of it.
+#[derive(Serialize)]
+struct Entry {
+    /// Seconds since 1970, by the machine's clock.
+    time: f64,
+    #[serde(flatten)]
+    event: Event,
+}
+
 pub(super) fn monitor(arguments: &Arguments) -> Result<u8, Failure> {
-    for entry in client::monitor()? {
-        let entry = entry?;
+    let mut nobody_reads = false;
+    let outcome = Daemon::reach(PATIENCE)?.events(|event| {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let entry = Entry { time, event };
         let line = match arguments.json {
-            true => serde_json::to_string(&entry).map_err(std::io::Error::from)?,
+            true => serde_json::to_string(&entry)?,
             false => in_words(&entry),
         };
-        if stream(&line).is_err() {
-            return Ok(0);
-        }
+        stream(&line).inspect_err(|_| nobody_reads = true)
+    });
+    if nobody_reads {
+        return Ok(0);
     }
+    outcome?;
     Err(Failure::new(FAILED, "the daemon has ended; the lock stays"))
 }
 
-/// What the daemon answers to a request that it performs.
-pub(super) fn ask(request: &Request) -> Result<Reply, Failure> {
-    match client::ask(request, PATIENCE)? {
-        Reply::Refused { error, code } => Err(Failure::new(code, error)),
-        other => Ok(other),
-    }
-}
-
-/// What the daemon knows.
-pub(super) fn report() -> Result<Report, Failure> {
-    match ask(&Request::Status)? {
-        Reply::Status(report) => Ok(report),
-        _ => Err(Failure::new(FAILED, "the daemon is of another version; restart it")),
-    }
-}
-
-fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
+fn wait_for_tunnel(arguments: &Arguments, daemon: &Daemon) -> Result<u8, Failure> {
     let begin = Instant::now();
     let mut shown = String::new();
     let mut pause = PAUSE.0;
     loop {
-        let report = report()?;
+        let report = daemon.report()?;
         let words = state_in_words(&report);
-        if report.state == "connected" {
+        if report.tunnel == "connected" {
             match arguments.json {
                 true => json(&report),
                 false => say(&words),
@@ -82,14 +83,14 @@ fn wait_for_tunnel(arguments: &Arguments) -> Result<u8, Failure> {
             return Ok(0);
         }
         // It takes a moment to see a lock that was closed just now.
-        if report.state == "open" && begin.elapsed() > LONGEST_CLOSING {
+        if !report.locked && begin.elapsed() > LONGEST_CLOSING {
             return Err(Failure::new(
                 FAILED,
                 "the lock is open: with or without a tunnel, everything may leave in clear\n\
                  help: `killswitch lock`",
             ));
         }
-        if report.state == "disconnected" {
+        if report.locked && report.tunnel == "off" {
             return Err(Failure::new(FAILED, "disconnected meanwhile by somebody else"));
         }
         if begin.elapsed() > LONGEST_WAIT {
@@ -117,12 +118,14 @@ fn state_in_words(report: &Report) -> String {
         (Some(server), Some(endpoint)) => format!(" {server} ({endpoint})"),
         _ => String::new(),
     };
-    match report.state.as_str() {
+    if !report.locked {
+        return styled(Style::Red, "open");
+    }
+    match report.tunnel.as_str() {
         "connected" => format!("{}{server}", styled(Style::Green, "connected")),
         "connecting" => format!("{} to{server}", styled(Style::Yellow, "connecting")),
         "waiting" => format!("{} for a network", styled(Style::Yellow, "waiting")),
-        "open" => styled(Style::Red, "open"),
-        other => other.to_owned(),
+        _ => "disconnected".to_owned(),
     }
 }
 

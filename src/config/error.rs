@@ -120,6 +120,11 @@ impl Error {
         first.lines().next().unwrap_or_default().to_owned()
     }
 
+    /// Where the first problem is, and nothing of what stands there.
+    pub fn place(&self) -> Location {
+        self.problems.first().map(|problem| problem.location.clone()).unwrap_or_default()
+    }
+
     /// `None` if there is no problem.
     pub(super) fn from_problems(problems: Vec<Problem>) -> Option<Self> {
         (!problems.is_empty()).then_some(Error { problems })

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::config::{Config, TunnelKind};
+use crate::config::Config;
 use crate::dns::{Resolvers, Restarts};
 use crate::engine::{Effect, Reading, TunnelLink};
 use crate::lock::{Keeper, Outcome};
@@ -306,7 +306,7 @@ fn keep_tunnel(
 
 /// The tunnel, if it is ours to make.
 fn managed(config: &Config) -> Option<Tunnel> {
-    (config.tunnel.kind == TunnelKind::Wireguard).then(|| Tunnel::new(config))
+    config.tunnel.is_managed().then(|| Tunnel::new(config))
 }
 
 fn resolvers(config: &Config) -> Resolvers {

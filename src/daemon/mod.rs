@@ -10,23 +10,22 @@
 use std::io;
 use std::path::Path;
 
-use crate::config::{self, Config, TunnelKind};
+use crate::config::{self, Config};
+use crate::dbus;
 use crate::engine::{self, Settings};
 use crate::policy::Policy;
 
-pub mod client;
-mod control;
+pub mod calls;
 mod journal;
 mod lanes;
 mod main_loop;
-pub mod protocol;
 mod system;
 
 /// Why the daemon cannot run at all. The lock stays as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is one already.
-    #[error("another daemon runs on this machine: {}", protocol::SOCKET)]
+    #[error("another daemon runs on this machine: {}", dbus::SOCKET)]
     Running,
     /// The asynchronous runtime.
     #[error("the daemon cannot run: {0}")]
@@ -46,7 +45,7 @@ pub enum Error {
 pub fn run(path: &Path) -> Result<(), Error> {
     journal::open();
     // Two would take table, tunnel and control socket from each other.
-    if client::runs() {
+    if dbus::client::runs() {
         return Err(Error::Running);
     }
     let plan = Plan::load(path);
@@ -82,9 +81,11 @@ impl Plan {
                         servers: Vec::new(),
                         connect_at_start: false,
                     },
+                    // Anybody may read it on the bus: nothing of what stands in the file.
                     complaint: Some(format!(
-                        "the configuration cannot be used, so nothing leaves: {}",
-                        error.summary()
+                        "the configuration cannot be used, so nothing leaves: {}: \
+                         `killswitch check` says why",
+                        error.place()
                     )),
                 }
             }
@@ -107,7 +108,7 @@ fn settings(config: &Config) -> Settings {
         endpoints: server.endpoints.clone(),
     });
     Settings {
-        managed: config.tunnel.kind == TunnelKind::Wireguard,
+        managed: config.tunnel.is_managed(),
         servers: servers.collect(),
         connect_at_start: config.tunnel.connect_at_start,
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, Table, text};
+use super::{Action, Table, compile, guard, text};
+use crate::policy::Policy;
 
 /// One difference between the live table and the compiled one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -101,6 +102,20 @@ pub fn changes(from: &Described, to: &Described) -> Vec<Change> {
     changes
 }
 
+/// Whether any line of the change from one policy to the other loosens. To be on the safe side, what
+/// blocked something that passes under neither counts, too.
+pub fn loosens(old: &Policy, new: &Policy) -> bool {
+    let tables = |policy| {
+        let guard = guard(policy, None);
+        [Described::of(&compile(policy)), Described::of(&guard)]
+    };
+    let more = tables(old)
+        .iter()
+        .zip(&tables(new))
+        .any(|(old, new)| changes(old, new).iter().any(|change| change.effect == Effect::Loosens));
+    more || (old.egress_guard && !new.egress_guard) || (old.routing_guard && !new.routing_guard)
+}
+
 fn change((place, text, opens): &(String, String, Opens), added: bool) -> Change {
     let effect = match (opens, added) {
         (Opens::Yes, true) | (Opens::No, false) => Effect::Loosens,
@@ -108,4 +123,32 @@ fn change((place, text, opens): &(String, String, Opens), added: bool) -> Change
         (Opens::Neither, _) => Effect::Neutral,
     };
     Change { effect, added, place: place.clone(), text: text.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lets_more_out_loosens() {
+        let tunnel = crate::policy::Tunnel {
+            interface: "wg0".into(),
+            kinds: BTreeSet::from(["wireguard"]),
+            addresses: BTreeSet::from(["10.64.0.2".parse().unwrap()]),
+        };
+        let strict = Policy { tunnel: Some(tunnel), ..Policy::strictest() };
+        let mut lan = strict.clone();
+        lan.lan = vec!["192.168.1.0/24".parse().unwrap()];
+        assert!(loosens(&strict, &lan));
+        assert!(!loosens(&lan, &lan));
+        for change in [
+            |policy: &mut Policy| policy.egress_guard = false,
+            |policy: &mut Policy| policy.routing_guard = false,
+            |policy: &mut Policy| policy.dhcp = true,
+        ] {
+            let mut other = strict.clone();
+            change(&mut other);
+            assert!(loosens(&strict, &other), "{other:?}");
+        }
+    }
 }

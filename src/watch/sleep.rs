@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::bus::BusAppears;
 use super::listener::register;
 
 /// Sleep shorter than this breaks no connection, and two clocks are not read at one moment.
@@ -118,22 +119,20 @@ fn now(clock: nix::time::ClockId) -> io::Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
-/// Tells of every waking that logind tells of, for ever: the bus may come late, restart, or never be.
+/// Tells of every waking that logind tells of, for ever; without a bus the kernel's sign remains.
 async fn listen_to_logind(wakings: mpsc::Sender<()>) {
-    const FIRST: Duration = Duration::from_secs(1);
-    /// Without a bus the kernel's sign remains; nothing is to be gained by asking often.
-    const LONGEST: Duration = Duration::from_secs(3600);
-    let mut pause = FIRST;
+    let mut appears = BusAppears::new();
     loop {
-        let mut heard = false;
         // Why there is no bus does not matter: it is asked for again.
-        let _ = hear(&wakings, &mut heard).await;
-        pause = if heard { FIRST } else { LONGEST.min(pause * 4) };
-        tokio::time::sleep(pause).await;
+        if hear(&wakings).await.is_ok() {
+            appears.reset();
+        }
+        appears.wait().await;
     }
 }
 
-async fn hear(wakings: &mpsc::Sender<()>, heard: &mut bool) -> zbus::Result<()> {
+/// Until the bus goes.
+async fn hear(wakings: &mpsc::Sender<()>) -> zbus::Result<()> {
     let bus = zbus::Connection::system().await?;
     let rule = zbus::MatchRule::builder()
         .msg_type(zbus::message::Type::Signal)
@@ -143,9 +142,8 @@ async fn hear(wakings: &mpsc::Sender<()>, heard: &mut bool) -> zbus::Result<()> 
         .member("PrepareForSleep")
         .build()?;
     let mut signals = zbus::MessageStream::for_match_rule(rule, &bus, None).await?;
-    *heard = true;
-    while let Some(signal) = signals.next().await {
-        if !signal?.body().deserialize::<bool>()? {
+    while let Some(Ok(signal)) = signals.next().await {
+        if signal.body().deserialize::<bool>().is_ok_and(|falls_asleep| !falls_asleep) {
             // One that waits to be taken says all.
             let _ = wakings.try_send(());
         }

@@ -327,7 +327,10 @@ impl Device {
             let process = program::start(&program, &self.interface)?;
             tracing::info!(?program, process, "started a userspace WireGuard");
         }
-        let link = links.find(&self.interface)?;
+        // Meanwhile another link may have taken the name, a network card even: ours alone may be
+        // given the tunnel's addresses.
+        let ours = |link: &netlink::Link| self.kind_if_ours(link) == Some(kind);
+        let link = links.find(&self.interface)?.filter(ours);
         Ok((link.ok_or_else(|| Error::NoLink(self.interface.clone()))?, kind))
     }
 

@@ -5,10 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use killswitch::daemon::protocol::SOCKET;
-use killswitch::lab::Result;
+use killswitch::dbus::SOCKET;
 use killswitch::lab::harness::{Outcome, Test, eventually};
 use killswitch::lab::host::Process;
 use nix::errno::Errno;
@@ -110,24 +108,22 @@ fn connect_while_open() -> Outcome {
 }
 
 fn unlock_during_reload() -> Outcome {
-    let mut stage = Stage::set()?;
-    let background = |stage: &Stage, arguments: &[&str]| -> Result<_> {
-        let mut command = Command::new(&stage.program);
-        command.arg("--config").arg(&stage.configuration).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = stage.lab.client.start(command)?;
-        // Both shall be asked in this order.
-        std::thread::sleep(Duration::from_millis(300));
-        Ok(process)
-    };
-    stage.daemon.signal(Signal::SIGSTOP)?;
-    let mut reload = background(&stage, &["reload", "--yes"])?;
-    let mut unlock = background(&stage, &["unlock", "--yes"])?;
-    stage.daemon.signal(Signal::SIGCONT)?;
-    for process in [&mut reload, &mut unlock] {
-        eventually("an answer", || Ok(has_ended(process)))?;
-    }
-    std::thread::sleep(Duration::from_secs(1));
+    /// What takes the daemon a while to read and weigh.
+    const SERVERS: u32 = 20_000;
+    let stage = Stage::set()?;
+    let good = std::fs::read_to_string(&stage.configuration)?;
+    let many: Vec<String> =
+        (0..SERVERS).map(|number| format!("\"203.{}.{}.7\"", number / 256, number % 256)).collect();
+    let many = format!("{good}\n[allow]\nntp = [{}]\n", many.join(", "));
+    std::fs::write(&stage.configuration, many)?;
+    let mut command = Command::new(&stage.program);
+    command.arg("--config").arg(&stage.configuration).args(["reload", "--yes"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reload = stage.lab.client.start(command)?;
+    eventually("the daemon is asked", || Ok(stage.daemon.log()?.contains("asked to reload")))?;
+    let output = stage.ask(&["unlock", "--yes"])?;
+    assert!(output.status.success(), "{output:?}");
+    eventually("an answer", || Ok(has_ended(&mut reload)))?;
     assert_eq!(stage.ask(&["status"])?.status.code(), Some(20), "it was locked again");
     Ok(())
 }

@@ -5,8 +5,7 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use killswitch::daemon::client;
-use killswitch::daemon::protocol::{Reply, Request};
+use killswitch::dbus::client::Daemon;
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, Test, eventually};
 use killswitch::lab::{Context, Error, Result};
@@ -144,9 +143,9 @@ fn disturb(stage: &Stage, round: u32) -> Result<()> {
         eventually("the link is made anew", || Ok(link(stage)?.is_some_and(|it| Some(it) != old)))?;
     } else if round.is_multiple_of(SERVER_CHANGE) {
         let server = 1 + (round / SERVER_CHANGE) % 2;
-        ask(&Request::Connect { server: Some(format!("server{server}")) })?;
+        reach()?.connect(Some(&format!("server{server}"))).during("connect")?;
     } else {
-        ask(&Request::Reconnect)?;
+        reach()?.reconnect().during("reconnect")?;
     }
     connected()
 }
@@ -159,7 +158,7 @@ fn link(stage: &Stage) -> Result<Option<u32>> {
 fn connected() -> Result<()> {
     let begin = Instant::now();
     loop {
-        if matches!(ask(&Request::Status)?, Reply::Status(report) if report.state == "connected") {
+        if reach()?.report().during("report")?.state == "connected" {
             return Ok(());
         }
         if begin.elapsed() > 6 * PATIENCE {
@@ -169,11 +168,8 @@ fn connected() -> Result<()> {
     }
 }
 
-fn ask(request: &Request) -> Result<Reply> {
-    match client::ask(request, PATIENCE).during("asking the daemon")? {
-        Reply::Refused { error, .. } => Err(Error::new(error)),
-        reply => Ok(reply),
-    }
+fn reach() -> Result<Daemon> {
+    Daemon::reach(PATIENCE).during("reaching the daemon")
 }
 
 /// How it is when what was begun is over.

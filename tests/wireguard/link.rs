@@ -6,7 +6,7 @@ use killswitch::config::Backend;
 use killswitch::engine::TunnelLink;
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, eventually};
-use killswitch::lab::{Context, Result};
+use killswitch::lab::{Context, Result, setup};
 use killswitch::netlink::{Family, Socket};
 use killswitch::wireguard::{Device, Error};
 use nix::sys::signal::Signal;
@@ -260,5 +260,40 @@ pub fn what_is_missing_is_said() -> Outcome {
     let refused = tunnel.ask(|device| Ok(device.set_peer(tunnel.first())))?;
     assert!(matches!(refused, Err(Error::NoLink(_))));
     std::fs::metadata("/run/wireguard").during("the directory of sockets")?;
+    Ok(())
+}
+
+/// While the program starts, another link may take the tunnel's name.
+pub fn a_card_that_takes_the_name_meanwhile_gets_no_address() -> Outcome {
+    let mut tunnel = Tunnel::new()?;
+    let directory = tempfile::tempdir()?;
+    let program = directory.path().join("wireguard");
+    std::fs::write(
+        &program,
+        format!(
+            "#!/bin/sh
+            PATH=/usr/sbin:/usr/bin:/sbin:/bin
+            cd /var/run/wireguard
+            {} -f other &
+            while [ ! -S other.sock ]; do sleep 0.01; done
+            ip link set {CLIENT_LINK} name {TUNNEL_LINK}
+            mv other.sock {TUNNEL_LINK}.sock
+            wait",
+            setup::wireguard()?.display()
+        ),
+    )?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let before = tunnel.addresses(CLIENT_LINK)?.replace(CLIENT_LINK, TUNNEL_LINK);
+    let ours =
+        std::mem::replace(&mut tunnel.device, Device::new(&tunnel.config).with_program(program));
+    let outcome = tunnel.ask(|device| Ok(device.ensure_link()))?;
+    assert!(matches!(outcome, Err(Error::NoLink(_))), "{outcome:?}");
+    assert_eq!(tunnel.addresses(TUNNEL_LINK)?, before);
+    tunnel.device = ours;
+    tunnel.lab.client.output("pkill", &["-f", "killswitch-wireguard -f other"])?;
+    tunnel.lab.client.ip(&format!("link set {TUNNEL_LINK} name {CLIENT_LINK}"))?;
+    // The next try finds the name free.
+    tunnel.ensure()?;
+    tunnel.connect(tunnel.first())?;
     Ok(())
 }

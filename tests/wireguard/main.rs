@@ -29,7 +29,8 @@ fn main() -> std::process::ExitCode {
             without_wireguard_in_the_kernel_a_program_is_used,
             nothing_is_left_behind,
             without_ipv6_the_tunnel_has_ipv4,
-            what_is_missing_is_said;
+            what_is_missing_is_said,
+            a_card_that_takes_the_name_meanwhile_gets_no_address;
         session:
             each_setting_of_a_peer_is_a_new_session,
             a_peer_that_is_not_configured_is_no_candidate,

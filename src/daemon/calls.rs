@@ -1,0 +1,208 @@
+//! What the loop is asked, and what it tells: its only way to the outside, whoever speaks there.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::config::Config;
+use crate::dbus::Error;
+use crate::policy::Policy;
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub request: Request,
+    pub answer: oneshot::Sender<Result<Done, Error>>,
+}
+
+/// What is asked of the daemon, by somebody who may.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Close the lock, as it was configured last; mend it where it is closed.
+    Lock,
+    /// Open the lock.
+    Unlock {
+        /// Who asked, and why: for the journal.
+        who: String,
+        why: String,
+    },
+    /// Apply this configuration, also to an open machine.
+    Reload {
+        config: Box<Config>,
+        /// What it was weighed against: if that is no longer so, it must be weighed anew.
+        revision: u64,
+    },
+    /// Bring the tunnel up; through this server first, if one is named.
+    Connect { server: Option<String> },
+    /// Take the tunnel down; the lock stays.
+    Disconnect,
+    /// A fresh handshake, with the present server first.
+    Reconnect,
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It was done.
+    Yes {
+        /// Whether anything had to be changed.
+        changed: bool,
+        /// What is weaker than asked.
+        degraded: Vec<String>,
+    },
+    /// What the request was weighed against has changed.
+    Stale,
+}
+
+/// What the daemon knows that the kernel does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// As [`crate::lock::State`]: "connected", "connecting", "blocked", "open" or "damaged".
+    pub state: String,
+    /// What the daemon does for the tunnel: "off", "waiting" (for a network), "connecting" or
+    /// "connected".
+    pub tunnel: String,
+    /// Whether the lock is closed.
+    pub locked: bool,
+    /// Whether all of it was found as it shall be, and nobody has changed it since.
+    pub intact: bool,
+    /// The server in use or being tried.
+    pub server: Option<String>,
+    /// Its endpoint.
+    pub endpoint: Option<String>,
+    /// What does not work as it should.
+    pub degraded: Vec<String>,
+    /// How often somebody else's change to the lock was undone.
+    pub repairs: u64,
+}
+
+impl Report {
+    /// One line for people.
+    pub fn words(&self) -> String {
+        let through = match (&self.server, &self.endpoint) {
+            (Some(server), Some(endpoint)) => format!(" {server} ({endpoint})"),
+            _ => String::new(),
+        };
+        let lock = match (self.locked, self.intact) {
+            (false, _) => "OPEN: an administrator unlocked",
+            (true, false) => "locked, being mended",
+            (true, true) => "locked",
+        };
+        let tunnel = match (self.locked, self.tunnel.as_str()) {
+            (false, _) => String::new(),
+            (true, "connected") => format!(", connected{through}"),
+            (true, "connecting") => format!(", connecting to{through}"),
+            (true, "waiting") => ", waiting for a network".to_owned(),
+            (true, _) => ", not connected".to_owned(),
+        };
+        let mut words = format!("{lock}{tunnel}");
+        if let [first, rest @ ..] = self.degraded.as_slice() {
+            words.push_str(&format!("; degraded: {first}"));
+            if !rest.is_empty() {
+                words.push_str(&format!(" and {} more", rest.len()));
+            }
+        }
+        words
+    }
+}
+
+/// What happened: what `killswitch monitor` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// The daemon's state changed.
+    State(Report),
+    /// Somebody else changed our part of the kernel.
+    Tampered {
+        /// "tables" or "routing".
+        layer: String,
+        /// Who, if the kernel tells.
+        pid: Option<u32>,
+        /// Its name.
+        process: Option<String>,
+    },
+    /// It was undone.
+    Repaired {
+        /// How often so far.
+        repairs: u64,
+    },
+    /// Something could not be done; it is tried again.
+    Failed {
+        /// What.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// The configuration was read anew.
+    Reloaded,
+    /// The listener was too slow for this many events.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// What there is to know without asking the loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub report: Report,
+    /// The one that is held, or would be after `lock`.
+    pub policy: Arc<Policy>,
+    /// `None`: it cannot be used.
+    pub config: Option<Arc<Config>>,
+    /// Why the policy is the strictest.
+    pub complaint: Option<String>,
+    /// Where the configuration is read from.
+    pub path: std::path::PathBuf,
+    /// Grows whenever the lock's policy changes, and when it is opened or closed.
+    pub revision: u64,
+}
+
+/// Where the loop puts what it tells, for whoever reads there.
+#[derive(Debug)]
+pub(crate) struct Board {
+    facts: watch::Sender<Arc<Facts>>,
+    events: broadcast::Sender<Event>,
+}
+
+/// Events that a slow reader may fall behind by, before some are left out for it.
+const BACKLOG: usize = 256;
+
+impl Board {
+    pub(crate) fn new(facts: Facts) -> Self {
+        Board { facts: watch::Sender::new(Arc::new(facts)), events: broadcast::channel(BACKLOG).0 }
+    }
+
+    /// As they are now.
+    pub(crate) fn facts(&self) -> Arc<Facts> {
+        self.facts.borrow().clone()
+    }
+
+    /// For whoever waits for changes.
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Facts>> {
+        self.facts.subscribe()
+    }
+
+    /// Every event from now on.
+    pub(crate) fn listen(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Changes the facts; whoever follows hears of it if the report or the revision differ.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
+        let mut new = (*self.facts()).clone();
+        change(&mut new);
+        let told = |facts: &Facts| (facts.report.clone(), facts.revision);
+        self.facts.send_if_modified(|facts| {
+            let differs = told(facts) != told(&new);
+            *facts = Arc::new(new);
+            differs
+        });
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        // An error only says that nobody listens.
+        let _ = self.events.send(event);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the daemon tells of itself.
+
+use super::{Daemon, system};
+use crate::daemon::calls::{Event, Report};
+use crate::engine::{Candidate, State};
+
+impl Daemon {
+    pub(super) fn announce(&mut self) {
+        let report = self.report();
+        let words = report.words();
+        tracing::info!(STATE = report.state, SERVER = report.server, "{words}");
+        self.board.tell(Event::State(report));
+    }
+
+    /// For whoever looks, without asking.
+    pub(super) fn publish(&mut self) {
+        let report = self.report();
+        let words = report.words();
+        if words != self.told {
+            system::status(&words);
+            self.told = words;
+        }
+        self.board.update(|facts| {
+            facts.report = report;
+            facts.policy = self.policy.clone();
+            facts.config = self.config.clone();
+            facts.complaint = self.complaint.clone();
+            facts.revision = self.revision;
+        });
+    }
+
+    fn report(&self) -> Report {
+        let (tunnel, candidate) = match *self.engine.state() {
+            State::Open | State::Disconnected | State::External { up: false } => ("off", None),
+            State::Waiting => ("waiting", None),
+            State::Connecting(candidate) => ("connecting", Some(candidate)),
+            State::Connected(candidate) => ("connected", Some(candidate)),
+            State::External { up: true } => ("connected", None),
+        };
+        let locked = *self.engine.state() != State::Open;
+        let intact = locked && self.held && !self.disturbed;
+        let state = match (locked, intact, tunnel) {
+            (false, ..) => "open",
+            (true, false, _) => "damaged",
+            (true, true, "off") => "blocked",
+            (true, true, "waiting") => "connecting",
+            (true, true, other) => other,
+        };
+        let server = |it: Candidate| {
+            self.config.as_ref()?.servers.get(it.server).map(|server| server.name.clone())
+        };
+        Report {
+            state: state.into(),
+            tunnel: tunnel.into(),
+            locked,
+            intact,
+            server: candidate.and_then(server),
+            endpoint: candidate.map(|it| it.endpoint.to_string()),
+            degraded: self.degraded(),
+            repairs: self.repairs,
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.complaint.iter().cloned().collect();
+        all.extend(self.lock_degraded.iter().cloned());
+        all.extend(self.link_degraded.iter().cloned());
+        all.extend(self.control_degraded.iter().cloned());
+        all.extend(self.engine.degraded());
+        all
+    }
+}

@@ -1,0 +1,310 @@
+//! The loop itself: what it waits for, and that what the engine says is done.
+
+mod facts;
+mod reports;
+mod requests;
+mod surroundings;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::calls::{self, Board, Call, Facts};
+use super::lanes::{Lane, Lanes, Report};
+use super::{Error, Plan, system};
+use crate::config::Config;
+use crate::dbus;
+use crate::engine::{Command, Effect, Engine, Event, State, Time};
+use crate::lock::{self, Keeper};
+use crate::netlink::Family;
+use crate::policy::Policy;
+use crate::watch::{Observer, Sleep, Watch};
+use crate::wireguard::{Device, TrafficAlarm};
+use requests::Answer;
+
+/// A lane that works on one thing for longer is not healthy: the watchdog is not fed.
+const LONGEST_EFFECT: Duration = Duration::from_secs(60);
+/// For what must end before the daemon does.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// Runs until a signal ends it.
+pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
+    // First: a signal that nobody listens for ends the process.
+    let mut hang_up = signal(SignalKind::hangup()).map_err(Error::Runtime)?;
+    let mut end = Ends::new().map_err(Error::Runtime)?;
+    let mut daemon = Daemon::start(path, plan).await?;
+    loop {
+        tokio::select! {
+            biased;
+            () = end.asked() => break,
+            Some(report) = daemon.reports.recv() => daemon.reported(report),
+            Some(call) = daemon.calls.recv() => daemon.called(call),
+            Some(()) = hang_up.recv() => daemon.reload(),
+            sent = sent(&daemon.alarm) => daemon.alarmed(sent),
+            woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
+            () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
+            () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+            // Last: in a storm there is always one more.
+            change = daemon.watch.next() => daemon.changed(change).await,
+        }
+    }
+    daemon.stop().await;
+    Ok(())
+}
+
+struct Daemon {
+    path: PathBuf,
+    /// `None`: it cannot be used.
+    config: Option<Arc<Config>>,
+    policy: Arc<Policy>,
+    complaint: Option<String>,
+    /// Only read here: the tunnel's lane changes it.
+    device: Option<Device>,
+    engine: Engine,
+    lanes: Lanes,
+    reports: UnboundedReceiver<Report>,
+    watch: Watch,
+    /// What these sockets change is our own doing.
+    own_ports: Vec<(Family, u32)>,
+    observer: Observer,
+    sleep: Option<Sleep>,
+    alarm: Option<TrafficAlarm>,
+    board: Arc<Board>,
+    calls: mpsc::Receiver<Call>,
+    /// Who waits for the lock to be open.
+    wait_for_open: Vec<Answer>,
+    /// Who waits for it to be closed.
+    wait_for_closed: Vec<Answer>,
+    /// A new configuration, whose policy the lock's lane is applying.
+    coming: Option<Coming>,
+    /// Since when effects have been with their lanes, each in order.
+    under_way: Vec<(Lane, Time)>,
+    ready: bool,
+    /// The lock's lane has seen it closed and whole, and nobody has opened it since.
+    held: bool,
+    /// See [`Facts::revision`](super::calls::Facts).
+    revision: u64,
+    /// What the lock's lane said last.
+    lock_degraded: Vec<String>,
+    link_degraded: Vec<String>,
+    control_degraded: Option<String>,
+    failing: BTreeSet<String>,
+    /// Changes by others that are not yet undone.
+    disturbed: bool,
+    repairs: u64,
+    next_sign_of_life: Option<Time>,
+    told: String,
+}
+
+/// See [`Daemon::coming`].
+struct Coming {
+    config: Config,
+    answer: Option<Answer>,
+    /// An administrator opened the lock after asking for this.
+    unlocked: bool,
+}
+
+impl Daemon {
+    async fn start(path: &Path, plan: Plan) -> Result<Self, Error> {
+        let Plan { config, policy, settings, complaint } = plan;
+        // Before anything is read, so that no change is missed.
+        let mut watch = Watch::open().map_err(Error::Kernel)?;
+        let mut observer = Observer::open().map_err(Error::Kernel)?;
+        let parked = lock::parked().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what systemd kept for us cannot be used");
+            Vec::new()
+        });
+        let mut keeper = Keeper::adopt(parked).map_err(Error::Kernel)?;
+        let mut own_ports = keeper.ports().unwrap_or_else(|error| {
+            tracing::warn!(%error, "our own changes cannot be told from others'");
+            Vec::new()
+        });
+        let (lanes, reports) =
+            Lanes::start(keeper, policy.clone(), config.as_ref()).map_err(Error::Thread)?;
+        own_ports.push((Family::Route, lanes.routes_port));
+        own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
+        let (config, policy) = (config.map(Arc::new), Arc::new(policy));
+        let board = Arc::new(Board::new(Facts {
+            report: calls::Report::default(),
+            policy: policy.clone(),
+            config: config.clone(),
+            complaint: complaint.clone(),
+            path: path.to_owned(),
+            revision: 0,
+        }));
+        let (call, calls) = mpsc::channel(1);
+        let served = dbus::serve(&dbus::Daemon { board: board.clone(), calls: call });
+        let control_degraded = served.err().map(|error| {
+            tracing::error!(%error, "no control socket: root, too, must ask over the system bus");
+            format!("control socket: {error}")
+        });
+        let sleep = Sleep::open()
+            .inspect_err(|error| tracing::warn!(%error, "waking up goes unnoticed"))
+            .ok();
+        let network = observer.observe(policy.tunnel.as_ref()).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "links and routes cannot be read yet");
+            crate::watch::Observed { network: Default::default(), links_changed: true }
+        });
+        let device = config.as_deref().and_then(device);
+        // A tunnel that works may have been left by a daemon that was killed.
+        let tunnel = device.as_ref().and_then(|device| device.read().ok().flatten());
+        let mut daemon = Daemon {
+            path: path.to_owned(),
+            config,
+            policy,
+            complaint,
+            device,
+            engine: Engine::new(settings, seed()),
+            lanes,
+            reports,
+            watch,
+            own_ports,
+            observer,
+            sleep,
+            alarm: None,
+            board,
+            calls,
+            wait_for_open: Vec::new(),
+            wait_for_closed: Vec::new(),
+            coming: None,
+            under_way: Vec::new(),
+            ready: false,
+            held: false,
+            revision: 0,
+            lock_degraded: Vec::new(),
+            link_degraded: Vec::new(),
+            control_degraded,
+            failing: BTreeSet::new(),
+            disturbed: false,
+            repairs: 0,
+            next_sign_of_life: None,
+            told: String::new(),
+        };
+        daemon.feed_watchdog();
+        daemon.decide(Event::Started { network: network.network, tunnel });
+        if !matches!(daemon.engine.state(), State::Connected(_)) {
+            daemon.lanes.tidy_resolvers();
+        }
+        Ok(daemon)
+    }
+
+    /// Asks the engine, and sees to it that what it says is done, in its order.
+    fn decide(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.engine.handle(event, now()) {
+                match effect {
+                    Effect::Announce(_) => self.announce(),
+                    Effect::WatchTraffic => events.push_back(self.watch_traffic()),
+                    other => self.perform(other),
+                }
+            }
+        }
+        self.publish();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        self.under_way.push((Lane::of(&effect), now()));
+        self.lanes.perform(effect);
+    }
+
+    /// Only a loop that turns and lanes that get done feed it.
+    fn feed_watchdog(&mut self) {
+        let Some(every) = system::watchdog() else { return };
+        let stuck =
+            self.under_way.first().is_some_and(|it| now().saturating_sub(it.1) > LONGEST_EFFECT);
+        if stuck {
+            tracing::error!("an effect does not end: systemd will restart the daemon");
+        } else {
+            system::alive();
+        }
+        self.next_sign_of_life = Some(now() + every);
+    }
+
+    /// The lock stays; the tunnel as configured.
+    async fn stop(mut self) {
+        system::stopping();
+        // It is told by a task of its own.
+        tokio::task::yield_now().await;
+        let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
+        if keep || matches!(self.engine.state(), State::External { .. }) {
+            tracing::info!("stopping; the lock and the tunnel stay");
+            return;
+        }
+        tracing::info!("stopping; the lock stays");
+        self.decide(Event::Command(Command::Disconnect));
+        let end = Instant::now() + LAST_PATIENCE;
+        while !self.under_way.is_empty() {
+            tokio::select! {
+                Some(report) = self.reports.recv() => self.reported(report),
+                () = sleep_until(end) => {
+                    tracing::warn!("stopping before the tunnel is down");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> std::io::Result<Self> {
+        Ok(Ends {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The tunnel, if it is ours to make.
+fn device(config: &Config) -> Option<Device> {
+    config.tunnel.is_managed().then(|| Device::new(config))
+}
+
+/// In the engine's time. CLOCK_BOOTTIME always exists.
+fn now() -> Time {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// For jitter: daemons that lost the same server shall not return all at once.
+fn seed() -> u64 {
+    now().as_nanos() as u64 ^ u64::from(std::process::id()) << 32
+}
+
+async fn until(deadline: Option<Time>) {
+    match deadline {
+        Some(deadline) => sleep(deadline.saturating_sub(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sent(alarm: &Option<TrafficAlarm>) -> std::io::Result<()> {
+    match alarm {
+        Some(alarm) => alarm.sent().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn resumed(sleep: &mut Option<Sleep>) -> std::io::Result<()> {
+    match sleep {
+        Some(sleep) => sleep.resumed().await,
+        None => std::future::pending().await,
+    }
+}

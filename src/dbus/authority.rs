@@ -1,0 +1,210 @@
+//! Who may: by the caller's name as the bus knows it, never by anything that the caller says.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use zbus::fdo::{ConnectionCredentials, DBusProxy};
+use zbus::message::{Flags, Header};
+use zbus::names::BusName;
+use zbus::{Connection, Variant};
+
+use super::Error;
+
+/// What a caller wants to do: polkit's actions of packaging/polkit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Close the lock, apply what tightens, take an exception back.
+    Tighten,
+    /// Bring the tunnel up or down; the lock stays.
+    Connect,
+    /// Let more leave than now.
+    Loosen,
+}
+
+impl Action {
+    fn id(self) -> &'static str {
+        match self {
+            Action::Tighten => "org.killswitch1.tighten",
+            Action::Connect => "org.killswitch1.connect",
+            Action::Loosen => "org.killswitch1.loosen",
+        }
+    }
+}
+
+/// Decides on callers of one way in.
+#[derive(Debug, Clone)]
+pub(super) enum Authority {
+    /// The control socket: whoever got so far is root.
+    Root,
+    /// The system bus: root may, of others polkit knows.
+    Polkit(Callers),
+}
+
+/// A caller who may; holds a place among those who are being served.
+#[derive(Debug)]
+pub(super) struct Permit {
+    /// For the journal: "uid 1000 (:1.23)".
+    pub who: String,
+    _place: Option<Place>,
+}
+
+impl Authority {
+    /// Waits for polkit and, if the caller allows it, for the user to prove who they are.
+    pub(super) async fn permit(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        action: Action,
+    ) -> Result<Permit, Error> {
+        let Authority::Polkit(callers) = self else {
+            return Ok(Permit { who: "root at the control socket".into(), _place: None });
+        };
+        let sender = header.sender().ok_or_else(|| refusal("the bus does not say who calls"))?;
+        let credentials = credentials(connection, header).await?;
+        let uid = credentials
+            .unix_user_id()
+            .ok_or_else(|| refusal("the bus does not know whose process calls"))?;
+        let permit =
+            Permit { who: format!("uid {uid} ({sender})"), _place: Some(callers.place(uid)?) };
+        // Root needs no polkit, which may be missing.
+        if uid == 0 {
+            return Ok(permit);
+        }
+        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+        ask_polkit(connection, sender.as_str(), action, interactive).await.map(|()| permit)
+    }
+}
+
+async fn credentials(
+    connection: &Connection,
+    header: &Header<'_>,
+) -> Result<ConnectionCredentials, Error> {
+    let unknown = |error: zbus::Error| refusal(&format!("the bus does not say who calls: {error}"));
+    let sender = header.sender().ok_or_else(|| refusal("the bus does not say who calls"))?;
+    let bus = DBusProxy::new(connection).await.map_err(unknown)?;
+    bus.get_connection_credentials(BusName::Unique(sender.to_owned()))
+        .await
+        .map_err(|error| unknown(error.into()))
+}
+
+/// polkit(8), `org.freedesktop.PolicyKit1.Authority`.
+#[zbus::proxy(
+    interface = "org.freedesktop.PolicyKit1.Authority",
+    default_service = "org.freedesktop.PolicyKit1",
+    default_path = "/org/freedesktop/PolicyKit1/Authority"
+)]
+trait Polkit {
+    /// Answers whether the subject may, and whether it could by proving who it is.
+    fn check_authorization(
+        &self,
+        subject: &(&str, BTreeMap<&str, Variant<'_>>),
+        action: &str,
+        details: BTreeMap<&str, &str>,
+        flags: u32,
+        cancellation: &str,
+    ) -> zbus::Result<(bool, bool, BTreeMap<String, String>)>;
+}
+
+async fn ask_polkit(
+    connection: &Connection,
+    sender: &str,
+    action: Action,
+    interactive: bool,
+) -> Result<(), Error> {
+    /// AllowUserInteraction.
+    const INTERACTIVE: u32 = 1;
+    /// For polkit itself, which answers at once if nobody is to be asked.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    /// For a person who types a password.
+    const LONGEST: Duration = Duration::from_secs(300);
+    let missing =
+        |error: zbus::Error| refusal(&format!("polkit cannot be asked, so only root may: {error}"));
+    let subject = ("system-bus-name", BTreeMap::from([("name", Variant::from(sender))]));
+    let check = async {
+        let polkit = PolkitProxy::builder(connection)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        let flags = if interactive { INTERACTIVE } else { 0 };
+        polkit.check_authorization(&subject, action.id(), BTreeMap::new(), flags, "").await
+    };
+    let patience = if interactive { LONGEST } else { PATIENCE };
+    match tokio::time::timeout(patience, check).await {
+        Ok(Ok((true, ..))) => Ok(()),
+        Ok(Ok((false, true, _))) if !interactive => Err(refusal(&format!(
+            "an administrator must agree to {}, and this call does not let anybody be asked: call \
+             it with interactive authorization allowed, or as root",
+            action.id()
+        ))),
+        Ok(Ok((false, true, _))) => Err(refusal(&format!(
+            "an administrator must agree to {}, and there is nobody to ask: start an \
+             authentication agent (pkttyagent), or call as root",
+            action.id()
+        ))),
+        Ok(Ok((false, false, _))) => Err(refusal(&format!("{} is refused", action.id()))),
+        Ok(Err(error)) => Err(missing(error)),
+        Err(_) => Err(refusal("nobody agreed in time")),
+    }
+}
+
+fn refusal(words: &str) -> Error {
+    Error::NotAuthorized(words.into())
+}
+
+/// How many calls of each user are being served: nobody can take all places.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Callers(Arc<Mutex<BTreeMap<u32, usize>>>);
+
+/// Calls of one user at the same time.
+const MOST_OF_ONE_USER: usize = 16;
+
+impl Callers {
+    fn place(&self, uid: u32) -> Result<Place, Error> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = places.entry(uid).or_default();
+        if *count >= MOST_OF_ONE_USER {
+            return Err(Error::Busy(format!(
+                "{count} calls of uid {uid} are being served; wait for one to end"
+            )));
+        }
+        *count += 1;
+        Ok(Place { callers: self.clone(), uid })
+    }
+}
+
+#[derive(Debug)]
+struct Place {
+    callers: Callers,
+    uid: u32,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = places.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                places.remove(&self.uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_take_all_places() {
+        let callers = Callers::default();
+        let mut places: Vec<_> =
+            (0..MOST_OF_ONE_USER).map(|_| callers.place(1000).unwrap()).collect();
+        assert!(matches!(callers.place(1000), Err(Error::Busy(_))));
+        callers.place(1001).unwrap();
+        places.pop();
+        callers.place(1000).unwrap();
+        drop(places);
+        assert!(callers.0.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,55 @@
+//! The D-Bus interface: [`INTERFACE`] of the object [`PATH`].
+//!
+//! There are two ways to it, and one object behind both:
+//!
+//! - the **control socket** [`SOCKET`], peer to peer, root's alone: it needs no bus (`private`);
+//! - the **system bus** under [`NAME`], for everybody, as far as polkit allows (`bus`, `authority`).
+//!
+//! The daemon's loop knows nothing of D-Bus: what is asked of it comes as a
+//! [`Call`](crate::daemon::calls::Call), what it tells goes through a
+//! [`Board`](crate::daemon::calls::Board).
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::daemon::calls::{Board, Call};
+
+mod authority;
+mod bus;
+pub mod client;
+mod document;
+mod error;
+mod kernel;
+mod manager;
+mod private;
+
+pub use error::Error;
+
+/// The name on the system bus; root's alone.
+pub const NAME: &str = "org.killswitch1";
+/// The object.
+pub const PATH: &str = "/org/killswitch1";
+/// Its interface.
+pub const INTERFACE: &str = "org.killswitch1.Manager";
+/// The control socket: D-Bus from peer to peer, without a bus. Its directory is root's alone.
+pub const SOCKET: &str = "/run/killswitch/control";
+
+/// What the served object needs of the daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Daemon {
+    /// What the loop tells.
+    pub board: Arc<Board>,
+    /// What the loop is asked.
+    pub calls: mpsc::Sender<Call>,
+}
+
+/// Serves the object on both ways; the daemon lives without either.
+///
+/// # Errors
+/// If the control socket cannot be made, e.g. where /run is read-only. The bus is served anyway, as
+/// soon as there is one.
+pub(crate) fn serve(daemon: &Daemon) -> std::io::Result<()> {
+    tokio::spawn(bus::serve(daemon.clone()));
+    private::serve(daemon.clone())
+}
