@@ -10,8 +10,8 @@ LAB := --features lab
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO)
 
-# The units, and the resolvers' keepers, under a systemd of their own.
-CONTAINERS := tests/container/run tests/container/daemon tests/dns/run
+# The units, the resolvers' keepers, and a machine's other firewalls, under a systemd of their own.
+CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours
 
 .PHONY: demo test test-long bench check release install deps clean
 

@@ -25,8 +25,13 @@ pub(super) fn route(change: &mut Change, message: &Message, own: &BTreeSet<u32>)
     match message.kind {
         rtm::NEWLINK | rtm::DELLINK | rtm::NEWADDR | rtm::DELADDR => change.network = true,
         rtm::NEWROUTE | rtm::DELROUTE => match route_table(&message.payload) {
-            // The kernel itself takes a link's routes with the link, of which another event tells.
-            Some((routing::TABLE, _)) => change.rules |= message.port != 0 && foreign(),
+            // The kernel itself takes the tunnel's routes with its link, of which another event
+            // tells. An IPv6 route that refuses hangs on loopback and goes whenever IPv6 is switched
+            // off there, as NetworkManager does when it lets go of a link (addrconf_ifdown).
+            Some((routing::TABLE, _)) => {
+                let by_the_kernel = message.port == 0;
+                change.rules |= foreign() && (!by_the_kernel || refuses(&message.payload));
+            }
             // Only a default route can be the way out.
             Some((_, 1..)) => {}
             Some((_, 0)) | None => change.network = true,
@@ -48,6 +53,12 @@ fn route_table(payload: &[u8]) -> Option<(u32, u8)> {
         .find(|it| it.0 == RTA_TABLE)
         .and_then(|it| it.1.try_into().ok().map(u32::from_ne_bytes));
     Some((long.unwrap_or(u32::from(payload[4])), payload[1]))
+}
+
+/// Whether the type in `rtmsg` is RTN_UNREACHABLE.
+fn refuses(payload: &[u8]) -> bool {
+    const RTN_UNREACHABLE: u8 = 7;
+    payload.get(7) == Some(&RTN_UNREACHABLE)
 }
 
 /// Whether a rule (`fib_rule_hdr` and attributes) has a preference of ours, or none that can be read.
@@ -139,6 +150,10 @@ mod tests {
         assert_eq!(seen(rtm::DELROUTE, 8, &route_in(routing::TABLE, 24)), (false, true));
         // Gone with its link.
         assert_eq!(seen(rtm::DELROUTE, 0, &route_in(routing::TABLE, 24)), (false, false));
+        let mut refusing = route_in(routing::TABLE, 0);
+        refusing[7] = 7;
+        assert_eq!(seen(rtm::DELROUTE, 0, &refusing), (false, true));
+        assert_eq!(seen(rtm::NEWROUTE, 7, &refusing), (false, false));
         assert_eq!(seen(rtm::DELROUTE, 7, &route_in(routing::TABLE, 0)), (false, false));
         // What cannot be read may be anything.
         assert_eq!(seen(rtm::DELROUTE, 0, &[2, 9]), (true, false));

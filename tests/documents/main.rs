@@ -150,3 +150,19 @@ fn the_core_does_not_import_the_edges() {
         }
     }
 }
+
+/// Every check that docs/neighbours.md names is one of the script's.
+#[test]
+fn what_is_said_of_neighbours_is_checked() {
+    let script = read("tests/container/neighbours");
+    let text = read("docs/neighbours.md");
+    let spans = text.split('`').skip(1).step_by(2);
+    let named = spans.filter_map(|span| span.split_once(": ").map(|it| (span, it)));
+    let mut checks = 0;
+    for (span, (case, check)) in named {
+        assert!(script.contains(&format!("\ncase_{case}() {{")), "there is no case for {span}");
+        assert!(script.contains(&format!("\"{check}\"")), "there is no check {span}");
+        checks += 1;
+    }
+    assert!(checks > 30, "only {checks} checks are named");
+}

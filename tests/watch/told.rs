@@ -137,6 +137,7 @@ pub fn deleted_rules_and_routes_are_told() -> Outcome {
         keeper.hold(&policy).during("hold")?;
         let table = routing::TABLE;
         let first = routing::PREFERENCES.start();
+        let guard = routing::Guard::from_policy(&policy);
         for line in [
             "ip rule flush protocol kernel".to_owned(),
             format!("ip -6 rule add pref {} lookup main", first + 2),
@@ -148,9 +149,17 @@ pub fn deleted_rules_and_routes_are_told() -> Outcome {
             until(&mut watch, |change| change.rules).await?;
             keeper.hold(&policy).during("hold")?;
             let live = routing::read().during("read")?;
-            assert!(live.missing(&routing::Guard::from_policy(&policy)).is_empty(), "{line}");
+            assert!(live.missing(&guard).is_empty(), "{line}");
         }
-        // IPv6 routes that refuse go with loopback; what tells of it may be the link alone.
+        // As NetworkManager does; an IPv6 route that refuses hangs on loopback.
+        for value in ["1", "0"] {
+            std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", value).during("sysctl")?;
+        }
+        until(&mut watch, |change| change.rules).await?;
+        assert!(!routing::read().during("read")?.missing(&guard).is_empty());
+        keeper.hold(&policy).during("hold")?;
+        assert!(routing::read().during("read")?.missing(&guard).is_empty());
+        // They go with loopback itself, too; what tells of it may be the link alone.
         let mut observer = Observer::open().during("observer")?;
         observer.observe(None).await.during("observe")?;
         run("ip link set lo down")?;
