@@ -23,6 +23,7 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dice;
 pub mod dns;
 pub mod engine;
 #[cfg(feature = "lab")]
