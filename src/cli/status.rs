@@ -7,7 +7,7 @@ use super::Failure;
 use super::args::{self, Arguments};
 use super::change::load_or_strictest;
 use super::output::{Style, harmless, json, say, stream, styled};
-use crate::config::{Config, TunnelKind};
+use crate::config::Config;
 use crate::daemon::client;
 use crate::daemon::protocol::{Reply, Request};
 use crate::lock::{self, State, Status};
@@ -34,7 +34,7 @@ fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let live =
         lock::read().map_err(|error| Failure { code: CANNOT_TELL, ..Failure::from(error) })?;
     let mut status = Status::of(&live, &policy, complaint);
-    if let Some(config) = config.filter(|config| config.tunnel.kind == TunnelKind::Wireguard) {
+    if let Some(config) = config.filter(|config| config.tunnel.is_managed()) {
         add_wireguard(&mut status, &config);
     }
     if status.daemon {

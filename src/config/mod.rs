@@ -139,6 +139,13 @@ pub struct Tunnel {
     pub keep_at_stop: bool,
 }
 
+impl Tunnel {
+    /// Whether it is ours to bring up and keep up.
+    pub fn is_managed(&self) -> bool {
+        self.kind == TunnelKind::Wireguard
+    }
+}
+
 /// Who brings the tunnel's interface up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelKind {
