@@ -1,6 +1,6 @@
 //! `status`: the kernel's view.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::time::Duration;
 
 use super::Failure;
@@ -37,9 +37,7 @@ fn read(arguments: &Arguments) -> Result<Status, Failure> {
     if let Some(config) = config.filter(|config| config.tunnel.is_managed()) {
         add_wireguard(&mut status, &config);
     }
-    if status.daemon {
-        add_daemon(&mut status);
-    }
+    add_daemon(&mut status);
     Ok(status)
 }
 
@@ -61,8 +59,17 @@ fn add_wireguard(status: &mut Status, config: &Config) {
 /// What the daemon is at; a hung one must not keep anybody from an answer.
 fn add_daemon(status: &mut Status) {
     const PATIENCE: Duration = Duration::from_millis(30);
-    let Ok(Reply::Status(report)) = client::ask(&Request::Status, PATIENCE) else {
-        status.degraded.push("the daemon does not answer".into());
+    let answer = client::ask(&Request::Status, PATIENCE);
+    status.daemon = match &answer {
+        Err(client::Error::NotRunning) => false,
+        // The machine's own daemon, seen from a user namespace, is not this one's.
+        Err(client::Error::Io(error)) => error.kind() != ErrorKind::PermissionDenied,
+        _ => true,
+    };
+    let Ok(Reply::Status(report)) = answer else {
+        if status.daemon {
+            status.degraded.push("the daemon does not answer".into());
+        }
         return;
     };
     status.state = match (status.state, report.state.as_str()) {
