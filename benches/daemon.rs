@@ -12,14 +12,17 @@ mod payload;
 #[path = "daemon/stage.rs"]
 mod stage;
 
+mod parts;
+
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use killswitch::dbus::client::Daemon;
+use killswitch::dbus::client;
 use killswitch::lab::addresses::*;
-use killswitch::lab::{Context, Result, namespaces};
+use killswitch::lab::{Context, Daemon, Result, namespaces};
 
+use parts::Part;
 use stage::{Stage, Way};
 
 /// Before the way out comes back: shorter than what the daemon takes for a lasting loss, and long
@@ -33,9 +36,6 @@ const ALLOWANCE: Duration = Duration::from_millis(20);
 const FAILOVER: Duration = Duration::from_secs(3);
 /// Bytes.
 const MOST_MEMORY: u64 = 8 << 20;
-
-/// Measures something.
-type Part = fn(Bench) -> Result<Vec<Row>>;
 
 struct Row {
     what: String,
@@ -68,6 +68,12 @@ impl Row {
         self.theirs = spread(theirs);
         self
     }
+}
+
+impl parts::Row for Row {
+    fn holds(&self) -> bool {
+        self.holds
+    }
 
     fn print(&self) {
         let verdict = if self.holds { "" } else { "  MISSED" };
@@ -78,32 +84,27 @@ impl Row {
     }
 }
 
-#[derive(Clone, Copy)]
 struct Bench {
     quick: bool,
 }
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error}");
-            let log = std::fs::read_to_string(stage::LOG).unwrap_or_default();
-            let last = log.lines().count().saturating_sub(30);
-            log.lines().skip(last).for_each(|line| eprintln!("{line}"));
-            ExitCode::FAILURE
-        }
+    let outcome = measure();
+    let code = parts::exit_code(&outcome);
+    if outcome.is_err() {
+        let log = std::fs::read_to_string(Daemon::LOG).unwrap_or_default();
+        let last = log.lines().count().saturating_sub(30);
+        log.lines().skip(last).for_each(|line| eprintln!("{line}"));
     }
+    code
 }
 
 fn measure() -> Result<bool> {
     namespaces::enter_private()?;
-    let mut asked: Vec<String> =
-        std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
-    let quick = asked.iter().any(|it| it == "quick");
+    let mut asked = parts::asked();
+    let bench = Bench { quick: asked.iter().any(|it| it == "quick") };
     asked.retain(|it| it != "quick");
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part<Bench, Row>); 7] = [
         ("back", Bench::back),
         ("expired", Bench::expired),
         ("forgotten", Bench::forgotten),
@@ -116,26 +117,16 @@ fn measure() -> Result<bool> {
     let [what, ours, theirs, goal] = heads;
     println!("| {what:<52} | {ours:<32} | {theirs:<32} | {goal:<16} |");
     println!("|{:-<54}|{:-<34}|{:-<34}|{:-<18}|", "", "", "", "");
-    let mut all = true;
-    for (name, part) in parts {
-        if !asked.is_empty() && !asked.iter().any(|it| it == name) {
-            continue;
-        }
-        for row in part(Bench { quick })? {
-            row.print();
-            all &= row.holds;
-        }
-    }
-    Ok(all)
+    parts::measure(&bench, &asked, &parts)
 }
 
 impl Bench {
-    fn rounds(self, usual: usize, quick: usize) -> usize {
+    fn rounds(&self, usual: usize, quick: usize) -> usize {
         if self.quick { quick } else { usual }
     }
 
     /// The way out comes back, and the session is still valid.
-    fn back(self) -> Result<Vec<Row>> {
+    fn back(&self) -> Result<Vec<Row>> {
         let ways = [
             (Way::Route, "default route back"),
             (Way::Link, "link back up"),
@@ -168,7 +159,7 @@ impl Bench {
     /// left out: the daemon is told to begin anew while there is no way out, which forgets the
     /// session just so, and the other WireGuard is started in that time, and is then repeating its
     /// handshakes as one is whose session expired.
-    fn expired(self) -> Result<Vec<Row>> {
+    fn expired(&self) -> Result<Vec<Row>> {
         let mut stage = Stage::with_daemon()?;
         let trips = stage.payload.round_trips(Duration::from_secs(1));
         let forget = |_: &mut Stage| reach()?.reconnect().during("reconnect");
@@ -195,7 +186,7 @@ impl Bench {
 
     /// The server was restarted meanwhile: the client believes in a session of which it knows
     /// nothing. Payload alone tells, so this takes a time-out.
-    fn forgotten(self) -> Result<Vec<Row>> {
+    fn forgotten(&self) -> Result<Vec<Row>> {
         let rounds = self.rounds(4, 1);
         let forget = |stage: &mut Stage| {
             stage.lab.stop_server(0);
@@ -211,7 +202,7 @@ impl Bench {
     }
 
     /// The server falls silent under traffic.
-    fn failover(self) -> Result<Vec<Row>> {
+    fn failover(&self) -> Result<Vec<Row>> {
         let stage = Stage::with_daemon()?;
         let mut times = Vec::new();
         for _ in 0..self.rounds(10, 2) {
@@ -230,7 +221,7 @@ impl Bench {
     }
 
     /// An administrator names the other server.
-    fn connect(self) -> Result<Vec<Row>> {
+    fn connect(&self) -> Result<Vec<Row>> {
         let stage = Stage::with_daemon()?;
         let trips = stage.payload.round_trips(Duration::from_secs(1));
         let servers = [("server2", SERVER2_V4), ("server1", SERVER1_V4)];
@@ -259,7 +250,7 @@ impl Bench {
 
     /// Nobody sends, nothing changes. Without D-Bus, as here, the daemon looks for it after 4, 16 and
     /// 64 s, then ever more rarely: the idle time begins behind the third look.
-    fn idle(self) -> Result<Vec<Row>> {
+    fn idle(&self) -> Result<Vec<Row>> {
         let mut stage = Stage::with_daemon()?;
         stage.payload.pause();
         // The last readings, and threads that end when nothing is to be done.
@@ -294,7 +285,7 @@ impl Bench {
     }
 
     /// The daemon is killed and started again, as systemd does it.
-    fn restart(self) -> Result<Vec<Row>> {
+    fn restart(&self) -> Result<Vec<Row>> {
         let mut stage = Stage::with_daemon()?;
         let mut times = Vec::new();
         let (mut sent, mut lost) = (0, 0);
@@ -316,8 +307,8 @@ impl Bench {
     }
 }
 
-fn reach() -> Result<Daemon> {
-    Daemon::reach(Duration::from_secs(10)).during("reaching the daemon")
+fn reach() -> Result<client::Daemon> {
+    client::Daemon::reach(Duration::from_secs(10)).during("reaching the daemon")
 }
 
 /// Of those that are sorted by size.

@@ -4,6 +4,8 @@
 //! throughput`. Runs in private network namespaces. Bounds are those of the project's goals; a figure
 //! outside of its bound is marked, and the exit status is 1.
 
+mod parts;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -17,6 +19,8 @@ use killswitch::policy::{MessageShape, Policy, Protocol, Server};
 use killswitch::ruleset::{self, Family as TableFamily, expression, text};
 use killswitch::{config, lock};
 
+use parts::Part;
+
 /// NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h).
 const NFTABLES_EVENTS: u32 = 7;
 /// NFT_MSG_NEWGEN of NFNL_SUBSYS_NFTABLES: a transaction has been committed.
@@ -26,9 +30,6 @@ const PEER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const MARK: u32 = config::DEFAULT_MARK;
 /// Between two commands, so that each meets the idle kernel that a person's command meets.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Measures something.
-type Part = fn(&Bench) -> Result<Vec<Row>>;
 
 struct Row {
     what: &'static str,
@@ -46,7 +47,7 @@ enum Bound {
     None,
 }
 
-impl Row {
+impl parts::Row for Row {
     fn holds(&self) -> bool {
         match self.bound {
             Bound::AtMost(bound) => self.ratio <= bound,
@@ -72,14 +73,7 @@ impl Row {
 }
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    parts::exit_code(&measure())
 }
 
 fn measure() -> Result<bool> {
@@ -87,24 +81,13 @@ fn measure() -> Result<bool> {
     let bench = Bench::new()?;
     println!("| {:<46} | {:<34} | ratio | goal          |", "what", "medians");
     println!("|{:-<48}|{:-<36}|-------|---------------|", "", "");
-    let mut all = true;
-    let asked: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part<Bench, Row>); 4] = [
         ("commands", Bench::commands),
         ("commits", Bench::commits),
         ("servers", Bench::many_servers),
         ("throughput", Bench::throughput),
     ];
-    for (name, part) in parts {
-        if !asked.is_empty() && !asked.iter().any(|it| it == name) {
-            continue;
-        }
-        for row in part(&bench)? {
-            row.print();
-            all &= row.holds();
-        }
-    }
-    Ok(all)
+    parts::measure(&bench, &parts::asked(), &parts)
 }
 
 struct Bench {

@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dbus;
+pub mod dice;
 pub mod dns;
 pub mod engine;
 pub mod explain;

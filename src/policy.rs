@@ -129,7 +129,7 @@ impl Policy {
             internal_ports: config.allow.internal_ports.iter().cloned().collect(),
             forward_into_tunnel: config.forward.mode == ForwardMode::Tunnel,
             egress_guard: config.lock.egress_guard,
-            routing_guard: tunnel.kind == TunnelKind::Wireguard,
+            routing_guard: tunnel.is_managed(),
         }
     }
 }

@@ -1,16 +1,13 @@
 //! A laboratory in which payload flows, by the daemon or by a WireGuard that nobody watches.
 
 use std::fs;
-use std::net::Shutdown;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use killswitch::lab::addresses::*;
-use killswitch::lab::host::Process;
-use killswitch::lab::{Context, Error, Lab, Result, Wireguard, setup};
+use killswitch::lab::{Context, Daemon, Error, Lab, Result, Wireguard, setup};
 use killswitch::netlink::{Family, Socket};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::route::{
@@ -21,15 +18,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::payload::Payload;
 use crate::{OUTAGE, SETTLED};
 
-/// What the daemon says.
-pub const LOG: &str = "/run/killswitch-lab/daemon.log";
-/// Where systemd would listen.
-const NOTIFY: &str = "/run/killswitch-lab/notify";
 /// From a link's carrier to its route: a DHCP client's exchange. Without it the first question for
 /// the gateway may meet a bridge that has not seen the carrier, and is repeated a second later.
 const LEASE: Duration = Duration::from_millis(50);
-/// For the daemon to be ready.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is lost, and comes back.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,15 +46,8 @@ pub struct Stage {
 
 /// Who brought the tunnel up.
 enum Keeper {
-    Daemon(Daemon),
+    Daemon { daemon: Daemon, configuration: PathBuf },
     Nobody(Option<Wireguard>),
-}
-
-struct Daemon {
-    program: PathBuf,
-    configuration: PathBuf,
-    notifications: UnixDatagram,
-    process: Option<Process>,
 }
 
 /// What the daemon took so far, or takes.
@@ -82,9 +66,8 @@ impl Stage {
     pub fn with_daemon() -> Result<Self> {
         let lab = lab()?;
         let configuration = setup::write_configuration(&lab, "")?;
-        let mut daemon = Daemon::new(configuration)?;
-        daemon.start(&lab)?;
-        Self::set(lab, Keeper::Daemon(daemon))
+        let daemon = Daemon::start_and_wait(&lab, &setup::program()?, &configuration)?;
+        Self::set(lab, Keeper::Daemon { daemon, configuration })
     }
 
     pub fn without_daemon() -> Result<Self> {
@@ -202,75 +185,27 @@ impl Stage {
     }
 
     pub fn killswitch(&self, arguments: &[&str]) -> Result<Output> {
-        let daemon = self.daemon()?;
-        setup::killswitch(&self.lab, &daemon.program, &daemon.configuration, arguments)
+        let Keeper::Daemon { configuration, .. } = &self.keeper else { return Err(no_daemon()) };
+        setup::killswitch(&self.lab, &setup::program()?, configuration, arguments)
     }
 
     pub fn restart(&mut self) -> Result<()> {
         match &mut self.keeper {
-            Keeper::Daemon(daemon) => daemon.start(&self.lab),
-            Keeper::Nobody(_) => Err(Error::new("there is no daemon")),
+            Keeper::Daemon { daemon, .. } => daemon.again(&self.lab),
+            Keeper::Nobody(_) => Err(no_daemon()),
         }
     }
 
     pub fn usage(&mut self) -> Result<Usage> {
-        let Keeper::Daemon(Daemon { process: Some(process), .. }) = &mut self.keeper else {
-            return Err(Error::new("there is no daemon"));
-        };
-        Usage::of(process.child().id())
-    }
-
-    fn daemon(&self) -> Result<&Daemon> {
-        match &self.keeper {
-            Keeper::Daemon(daemon) => Ok(daemon),
-            Keeper::Nobody(_) => Err(Error::new("there is no daemon")),
+        match &mut self.keeper {
+            Keeper::Daemon { daemon, .. } => Usage::of(daemon.id().ok_or_else(no_daemon)?),
+            Keeper::Nobody(_) => Err(no_daemon()),
         }
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        if let Keeper::Daemon(daemon) = &mut self.keeper {
-            daemon.process = None;
-            // Its userspace WireGuard outlives it, and ends with its link.
-            let _ = self.lab.client.output("ip", &["link", "delete", TUNNEL_LINK]);
-        }
-    }
-}
-
-impl Daemon {
-    fn new(configuration: PathBuf) -> Result<Self> {
-        let _ = fs::remove_file(NOTIFY);
-        let notifications = UnixDatagram::bind(NOTIFY).during(NOTIFY)?;
-        notifications.shutdown(Shutdown::Write).during(NOTIFY)?;
-        notifications.set_read_timeout(Some(PATIENCE)).during(NOTIFY)?;
-        Ok(Daemon { program: setup::program()?, configuration, notifications, process: None })
-    }
-
-    /// Kills it (SIGKILL) if it runs, starts it, and waits for READY.
-    fn start(&mut self, lab: &Lab) -> Result<()> {
-        self.process = None;
-        let log = fs::File::create(LOG).during(LOG)?;
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--config")
-            .arg(&self.configuration)
-            .arg("daemon")
-            .env("KILLSWITCH_WIREGUARD", setup::wireguard()?)
-            .env("NOTIFY_SOCKET", NOTIFY)
-            .env_remove("JOURNAL_STREAM")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.process = Some(lab.client.start(command)?);
-        let mut buffer = [0; 4096];
-        loop {
-            let length = self.notifications.recv(&mut buffer).during("waiting for READY")?;
-            if buffer[..length].split(|it| *it == b'\n').any(|line| line == b"READY=1") {
-                return Ok(());
-            }
-        }
-    }
+fn no_daemon() -> Error {
+    Error::new("there is no daemon")
 }
 
 impl Usage {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Config, MessageShape, Notice, Server, TunnelKind};
+use super::{Config, MessageShape, Notice, Server};
 
 /// Everything that a careful administrator should know of before using the configuration: what it
 /// weakens, and why. The notices of the reading itself ([`Config::notices`]) are not repeated.
@@ -53,7 +53,7 @@ fn tunnel(notes: &mut Notes<'_>) {
     if !tunnel.addresses.iter().any(|address| matches!(address, IpNet::V4(_))) {
         notes.add("tunnel.addresses", "no IPv4 address: all IPv4 traffic is dropped");
     }
-    if tunnel.dns.is_empty() && tunnel.kind == TunnelKind::Wireguard {
+    if tunnel.dns.is_empty() && tunnel.is_managed() {
         notes.add(
             "tunnel.dns",
             "no resolver: names are looked up only if the one already configured can be reached \
@@ -68,7 +68,7 @@ fn tunnel(notes: &mut Notes<'_>) {
             notes.add(&format!("tunnel.dns[{index}]"), message);
         }
     }
-    if tunnel.kind == TunnelKind::External {
+    if !tunnel.is_managed() {
         let message = format!(
             "the program that brings {} up must set the mark {:#x} on its outer packets (FwMark \
              in a wg-quick file), or they are dropped",
@@ -83,8 +83,7 @@ fn servers(notes: &mut Notes<'_>) {
     for (index, server) in config.servers.iter().enumerate() {
         let key = |name: &str| format!("server[{index}].{name}");
         let name = &server.name;
-        if server.message_shape == MessageShape::Any && config.tunnel.kind == TunnelKind::Wireguard
-        {
+        if server.message_shape == MessageShape::Any && config.tunnel.is_managed() {
             notes.add(
                 &key("message_shape"),
                 format!("any program's datagrams may reach {name} in clear, if they bear the mark"),
@@ -133,7 +132,7 @@ fn allow(notes: &mut Notes<'_>) {
         );
         notes.add(&format!("allow.lan[{index}]"), message);
     }
-    if notes.config.tunnel.kind == TunnelKind::External && !allow.lan.is_empty() {
+    if !notes.config.tunnel.is_managed() && !allow.lan.is_empty() {
         notes.add(
             "allow.lan",
             "an external tunnel has no routing guard: addresses of these networks that lie behind \

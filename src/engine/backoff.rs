@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::dice::Dice;
+
 /// First and longest rest between two rounds over all candidates.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -15,30 +17,6 @@ pub(super) fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
 pub(super) fn rest(round: u32, dice: &mut Dice) -> Duration {
     let middle = doubled(REST.0, round, REST.1);
     dice.between(middle * 3 / 4, middle * 5 / 4).clamp(REST.0, REST.1)
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): deterministic, so that a run can be replayed.
-#[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
-
-impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From `least` to `most`, in microseconds.
-    fn between(&mut self, least: Duration, most: Duration) -> Duration {
-        let span = most.saturating_sub(least).as_micros() as u64;
-        least + Duration::from_micros(self.next() % (span + 1))
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The machine: takes events apart, holds the lock, tries failed effects again.
 
-use super::backoff::Dice;
 use super::candidates::Memory;
 use super::pending::Pending;
 use super::trouble::Troubles;
@@ -8,6 +7,7 @@ use super::tunnel::{Link, Phase, Plan};
 use super::{
     Command, Effect, Event, Layer, Network, Reading, Settings, State, Time, TunnelLink, candidates,
 };
+use crate::dice::Dice;
 
 /// Decides what the daemon does. Its fields say what is wanted and what was seen.
 #[derive(Debug, Clone)]

@@ -1,8 +1,11 @@
 //! The daemon under test, in the client.
 
 use std::fs::{self, File, OpenOptions};
+use std::net::Shutdown;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,14 +15,18 @@ use super::host::{Host, Process};
 use super::setup;
 use super::topology::Lab;
 
-/// Private to the mount namespace, in its tmpfs.
-const LOG: &str = "/run/killswitch-lab/daemon.log";
+/// Where systemd would listen. Private to the mount namespace, in its tmpfs.
+const NOTIFY: &str = "/run/killswitch-lab/notify";
+/// For it to say that it is ready.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running `killswitch daemon`; killed (SIGKILL) when dropped, and its tunnel with it.
 pub struct Daemon {
     program: PathBuf,
     configuration: PathBuf,
     client: Host,
+    /// Where it says that it is ready, if anybody waits for that.
+    notifications: Option<UnixDatagram>,
     process: Option<Process>,
 }
 
@@ -49,15 +56,41 @@ fn end_wireguards(client: &Host) {
 }
 
 impl Daemon {
+    /// What it says. Private to the mount namespace, in its tmpfs.
+    pub const LOG: &str = "/run/killswitch-lab/daemon.log";
+
     /// Starts it in the client, with the laboratory's userspace WireGuard.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(lab: &Lab, program: &Path, configuration: &Path) -> Result<Self> {
+        Self::start_with(lab, program, configuration, None)
+    }
+
+    /// As [`Daemon::start`], but waits until it is ready, now and at every later start, as systemd
+    /// does.
+    ///
+    /// # Errors
+    /// If it cannot be started, or is not ready within half a minute.
+    pub fn start_and_wait(lab: &Lab, program: &Path, configuration: &Path) -> Result<Self> {
+        let _ = fs::remove_file(NOTIFY);
+        let notifications = UnixDatagram::bind(NOTIFY).during(NOTIFY)?;
+        notifications.shutdown(Shutdown::Write).during(NOTIFY)?;
+        notifications.set_read_timeout(Some(PATIENCE)).during(NOTIFY)?;
+        Self::start_with(lab, program, configuration, Some(notifications))
+    }
+
+    fn start_with(
+        lab: &Lab,
+        program: &Path,
+        configuration: &Path,
+        notifications: Option<UnixDatagram>,
+    ) -> Result<Self> {
         let mut daemon = Daemon {
             program: program.to_owned(),
             configuration: configuration.to_owned(),
             client: lab.client.clone(),
+            notifications,
             process: None,
         };
         daemon.again(lab)?;
@@ -95,7 +128,8 @@ impl Daemon {
         environment: &[(&str, String)],
     ) -> Result<()> {
         self.process = None;
-        let log = OpenOptions::new().append(true).create(true).open(LOG).during(LOG)?;
+        let log = Self::LOG;
+        let log = OpenOptions::new().append(true).create(true).open(log).during(log)?;
         let mut command = match commands {
             "" => Command::new(&self.program),
             commands => {
@@ -116,8 +150,11 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if self.notifications.is_some() {
+            command.env("NOTIFY_SOCKET", NOTIFY);
+        }
         self.process = Some(lab.client.start(command)?);
-        Ok(())
+        self.notifications.as_ref().map_or(Ok(()), wait_until_ready)
     }
 
     /// Kills it (SIGKILL), as a crash or the kernel's memory killer would.
@@ -151,9 +188,20 @@ impl Daemon {
     /// Those of files.
     pub fn log(&self) -> Result<String> {
         const MOST: usize = 4000;
-        let text = std::io::read_to_string(File::open(LOG).during(LOG)?).during(LOG)?;
+        let file = File::open(Self::LOG).during(Self::LOG)?;
+        let text = std::io::read_to_string(file).during(Self::LOG)?;
         let start = text.len().saturating_sub(MOST);
         let start = (start..).find(|&at| text.is_char_boundary(at)).unwrap_or(start);
         Ok(text[start..].to_owned())
+    }
+}
+
+fn wait_until_ready(notifications: &UnixDatagram) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = notifications.recv(&mut buffer).during("waiting for READY")?;
+        if buffer[..length].split(|it| *it == b'\n').any(|line| line == b"READY=1") {
+            return Ok(());
+        }
     }
 }

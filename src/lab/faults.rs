@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::addresses::*;
 use super::error::{Error, Result};
 use super::topology::Lab;
+use crate::dice::Dice;
 
 /// Preferences of the policy rules that [`Fault::RulesDeleted`] deletes.
 const PREFERENCES: RangeInclusive<u32> = 27500..=27599;
@@ -106,8 +107,8 @@ impl Conditions {
 
 /// `length` faults, always the same for a seed.
 pub fn sequence(seed: u64, length: usize) -> Vec<Fault> {
-    let mut state = seed;
-    (0..length).map(|_| ALL[(next(&mut state) % ALL.len() as u64) as usize]).collect()
+    let mut dice = Dice::new(seed);
+    (0..length).map(|_| dice.pick(&ALL)).collect()
 }
 
 /// Every two different faults, to be had at once.
@@ -116,15 +117,6 @@ pub fn pairs() -> Vec<(Fault, Fault)> {
         ALL[index + 1..].iter().map(move |&second| (first, second)).collect::<Vec<_>>()
     };
     ALL.iter().enumerate().flat_map(later).collect()
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 impl Fault {

@@ -142,15 +142,6 @@ impl Keeper {
         Ok(sd_notify::notify_with_fds(&words, &[netfilter.as_fd()])?)
     }
 
-    /// Takes the copy back. Once this keeper is dropped, too, the tables have no owner, and
-    /// `killswitch lock` or `killswitch unlock` may change them.
-    ///
-    /// # Errors
-    /// Those of the notification socket.
-    pub fn unpark(&self) -> io::Result<()> {
-        sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(STORED)])
-    }
-
     /// Where the kernel had no nf_tables, a module may have been loaded meanwhile.
     fn netfilter(&mut self) -> Result<&Socket, netfilter::Error> {
         let socket = match self.netfilter.take() {

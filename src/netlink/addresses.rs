@@ -18,6 +18,10 @@ pub struct Address {
     pub link: u32,
     /// The local end.
     pub address: IpAddr,
+    /// Length of its network's prefix in bits.
+    pub prefix_len: u8,
+    /// The other end of a point-to-point link, or the local one again.
+    pub peer: IpAddr,
     /// New connections may use it to reach further than the link: not link-local, not deprecated,
     /// not waiting for duplicate address detection.
     pub usable: bool,
@@ -51,17 +55,17 @@ fn read(message: &Message) -> Option<Address> {
     const IFA_FLAGS: u16 = 8;
     let header = message.payload.get(..8)?;
     let (mut flags, scope) = (u32::from(header[2]), header[3]);
-    let (mut address, mut local) = (None, None);
+    let (mut peer, mut local) = (None, None);
     for (kind, value) in Attributes(&message.payload[8..]) {
         match kind {
-            IFA_ADDRESS => address = ip(value),
-            // On a point-to-point link IFA_ADDRESS is the other end.
+            IFA_ADDRESS => peer = ip(value),
+            // Where there is none, IFA_ADDRESS is the local end.
             IFA_LOCAL => local = ip(value),
             IFA_FLAGS => flags = value.try_into().ok().map(u32::from_ne_bytes)?,
             _ => {}
         }
     }
-    let address = local.or(address)?;
+    let address = local.or(peer)?;
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -69,6 +73,8 @@ fn read(message: &Message) -> Option<Address> {
     Some(Address {
         link: u32::from_ne_bytes(header[4..8].try_into().ok()?),
         address,
+        prefix_len: header[1],
+        peer: peer.unwrap_or(address),
         usable: flags & UNUSABLE == 0 && scope < RT_SCOPE_LINK && !link_local,
     })
 }

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -136,17 +135,11 @@ impl Device {
     /// # Errors
     /// Those of netlink.
     pub fn has_foreign_addresses(&self, link: u32) -> Result<bool, Error> {
-        let socket = netlink::Socket::open(netlink::Family::Route).map_err(Error::Netlink)?;
-        let on_link: BTreeSet<IpAddr> = netlink::addresses(&socket)
-            .map_err(Error::Netlink)?
-            .into_iter()
-            .filter(|it| it.link == link && !is_link_local(it.address))
-            .map(|it| it.address)
-            .collect();
-        let ours: BTreeSet<IpAddr> = self.addresses.iter().map(|net| net.addr()).collect();
+        let difference = Links::open()?.compare_addresses(link, &self.addresses)?;
         // Where IPv6 is disabled, ours cannot be there.
-        let taken = ours.difference(&on_link).any(IpAddr::is_ipv4);
-        Ok(taken || !on_link.is_subset(&ours))
+        let taken = difference.missing.iter().any(|net| net.addr().is_ipv4());
+        let added = difference.foreign.iter().any(|it| !is_link_local(it.address));
+        Ok(taken || added)
     }
 
     /// Removes the link, if it is ours, and the program behind it.

@@ -1,13 +1,10 @@
 //! Links and their addresses: one rtnetlink request, one answer.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Parseable,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
@@ -19,10 +16,16 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::Error;
-use crate::netlink::{self, Family, Link, Message, Socket, encode};
+use crate::netlink::{self, Address, Family, Link, Message, Socket, encode};
 
 /// IFNAMSIZ less the terminating NUL (include/uapi/linux/if.h).
 pub(super) const LONGEST_NAME: usize = 15;
+
+/// What keeps a link from having the wanted addresses and no other.
+pub(super) struct AddressDifference {
+    pub(super) missing: BTreeSet<IpNet>,
+    pub(super) foreign: Vec<Address>,
+}
 
 /// The caller's network namespace.
 pub(super) struct Links {
@@ -126,20 +129,19 @@ impl Links {
 
     /// Makes these the link's only addresses; returns those that the kernel has no IPv6 for.
     pub(super) fn set_addresses(&self, link: &Link, wanted: &[IpNet]) -> Result<Vec<IpNet>, Error> {
-        let present = self.addresses(link)?;
-        let mut missing = BTreeSet::from_iter(wanted.iter().copied());
-        for (address, message) in present {
-            if !missing.remove(&address) {
-                let what = format!("delete address {address} of link {:?}", link.name);
-                match self.request(&what, RouteNetlinkMessage::DelAddress(message), 0) {
-                    // The kernel takes secondary addresses away with the primary.
-                    Err(error) if error.errno() == Some(Errno::EADDRNOTAVAIL) => {}
-                    result => result?,
-                }
+        let difference = self.compare_addresses(link.index, wanted)?;
+        for address in &difference.foreign {
+            let Address { address: local, prefix_len, .. } = address;
+            let what = format!("delete address {local}/{prefix_len} of link {:?}", link.name);
+            let message = RouteNetlinkMessage::DelAddress(address_message(address));
+            match self.request(&what, message, 0) {
+                // The kernel takes secondary addresses away with the primary.
+                Err(error) if error.errno() == Some(Errno::EADDRNOTAVAIL) => {}
+                result => result?,
             }
         }
         let mut left_out = Vec::new();
-        for address in missing {
+        for address in difference.missing {
             match self.add_address(link, address) {
                 Err(error) if address.addr().is_ipv6() && error.is_ipv6_disabled() => {
                     left_out.push(address);
@@ -150,44 +152,34 @@ impl Links {
         Ok(left_out)
     }
 
-    fn add_address(&self, link: &Link, address: IpNet) -> Result<(), Error> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.prefix_len = address.prefix_len();
-        message.header.family = match address {
-            IpNet::V4(_) => AddressFamily::Inet,
-            IpNet::V6(_) => AddressFamily::Inet6,
-        };
-        message.attributes.push(AddressAttribute::Local(address.addr()));
-        message.attributes.push(AddressAttribute::Address(address.addr()));
-        if address.addr().is_ipv6() {
+    /// What keeps these from being the only addresses of the link with this index.
+    pub(super) fn compare_addresses(
+        &self,
+        link: u32,
+        wanted: &[IpNet],
+    ) -> Result<AddressDifference, Error> {
+        let mut missing = BTreeSet::from_iter(wanted.iter().copied());
+        let mut foreign = netlink::addresses(&self.socket).map_err(Error::Netlink)?;
+        foreign.retain(|it| {
+            let net = IpNet::new(it.address, it.prefix_len);
+            it.link == link && !net.is_ok_and(|net| missing.remove(&net))
+        });
+        Ok(AddressDifference { missing, foreign })
+    }
+
+    fn add_address(&self, link: &Link, net: IpNet) -> Result<(), Error> {
+        let (address, prefix_len) = (net.addr(), net.prefix_len());
+        let address =
+            Address { link: link.index, address, prefix_len, peer: address, usable: true };
+        let mut message = address_message(&address);
+        if net.addr().is_ipv6() {
             // Nobody else is on the link to have the same address.
             message.header.flags = AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        let what = format!("add address {address} to link {:?}", link.name);
+        let what = format!("add address {net} to link {:?}", link.name);
         let request = RouteNetlinkMessage::NewAddress(message);
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE)
-    }
-
-    fn addresses(&self, link: &Link) -> Result<Vec<(IpNet, AddressMessage)>, Error> {
-        let mut request = AddressMessage::default();
-        // Filters where the kernel checks dumps strictly (4.20); otherwise we do below.
-        request.header.index = link.index;
-        let mut bytes = Vec::new();
-        encode(&mut bytes, RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP, 1);
-        let answers = self.socket.dump_consistent(&bytes).map_err(Error::Netlink)?;
-        let mut found = Vec::new();
-        for answer in &answers {
-            let message = AddressMessage::parse(answer.payload.as_slice())
-                .map_err(|error| Error::Netlink(io::Error::other(error.to_string())))?;
-            if message.header.index == link.index
-                && let Some(address) = own_address(&message)
-            {
-                found.push((address, message));
-            }
-        }
-        Ok(found)
     }
 
     fn set(&self, what: &str, message: LinkMessage) -> Result<(), Error> {
@@ -218,15 +210,15 @@ fn named(link: &Link) -> LinkMessage {
     message
 }
 
-/// IFA_LOCAL where there is one: of a point-to-point link IFA_ADDRESS is the other end.
-fn own_address(message: &AddressMessage) -> Option<IpNet> {
-    let mut found: Option<IpAddr> = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(address) => found = Some(*address),
-            AddressAttribute::Address(address) => found = found.or(Some(*address)),
-            _ => {}
-        }
-    }
-    IpNet::new(found?, message.header.prefix_len).ok()
+fn address_message(address: &Address) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = address.link;
+    message.header.prefix_len = address.prefix_len;
+    message.header.family = match address.address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.attributes.push(AddressAttribute::Local(address.address));
+    message.attributes.push(AddressAttribute::Address(address.peer));
+    message
 }

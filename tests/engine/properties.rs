@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use killswitch::dice::Dice;
 use killswitch::engine::{Settings, State};
 
-use crate::dice::Dice;
 use crate::world::{MS, SECOND, Traffic, World, settings};
 
 /// Random sequences in all, over all threads; `make test-long` asks for a million.

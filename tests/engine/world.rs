@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use killswitch::dice::Dice;
 use killswitch::engine::{
     Candidate, Command, Effect, Engine, Event, Network, Reading, Server, Settings, State, Time,
     TunnelLink, Uplink,
 };
-
-use crate::dice::Dice;
 
 pub const MS: Duration = Duration::from_millis(1);
 /// Why effects fail that were asked for.

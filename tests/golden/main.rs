@@ -18,8 +18,6 @@ fn main() -> std::process::ExitCode {
     ])
 }
 
-#[path = "../judges/dice.rs"]
-mod dice;
 #[path = "../judges/policies.rs"]
 mod policies;
 

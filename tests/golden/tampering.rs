@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use killswitch::dice::Dice;
 use killswitch::lab::Host;
 use killswitch::lab::harness::{Failed, Outcome};
 use killswitch::netfilter::{self, Applied, LiveTable};
@@ -9,7 +10,6 @@ use killswitch::netlink::{Family, Socket};
 use killswitch::policy::{Inbound, MessageShape, Policy, Protocol, Server};
 use killswitch::ruleset::{self, Table, compile, guard};
 
-use crate::dice::Dice;
 use crate::policies;
 
 /// Name, and what a stranger feeds to `nft -f`.

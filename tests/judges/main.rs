@@ -2,7 +2,6 @@
 //!
 //! `JUDGES_PACKETS` (20000) and `JUDGES_SEED` may be set.
 
-mod dice;
 mod kernel;
 mod model;
 mod oracle;
@@ -13,10 +12,10 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use killswitch::dice::Dice;
 use killswitch::lab::harness::{self, Failed, Outcome};
 use killswitch::policy::Policy;
 
-use crate::dice::Dice;
 use crate::kernel::Machine;
 use crate::packet::{Body, ICMP, ICMPV6, Ports, REAL, TUNNEL, Way};
 use crate::packets::Step;

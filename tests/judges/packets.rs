@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 
+use killswitch::dice::Dice;
 use killswitch::policy::{Inbound, MessageShape, Policy, Protocol, Server};
 
-use crate::dice::Dice;
 use crate::packet::{
     ARP, BRIDGE, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV4, IPV6, LOOK_ALIKE, LOOPBACK, Link,
     NIC, PORT, Packet, Ports, TCP, TUNNEL, UDP, Way, address, machine_addresses, shifted,

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use killswitch::dice::Dice;
 use killswitch::policy::{Inbound, LinkPattern, MessageShape, Policy, Protocol, Server, Tunnel};
 
-use crate::dice::Dice;
 use crate::packet::address;
 
 pub const PORTS: [u16; 6] = [51820, 51821, 443, 53, 22, 123];

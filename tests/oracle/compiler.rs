@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
+use killswitch::dice::Dice;
 use killswitch::policy::Policy;
 use killswitch::ruleset::expression::{lower, raise};
 use killswitch::ruleset::{LinkRef, Rule, Table, compile, guard, text};
 use proptest::prelude::*;
 
-use crate::dice::Dice;
 use crate::policies;
 
 fn tables(policy: &Policy) -> Vec<Table> {

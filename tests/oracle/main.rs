@@ -1,7 +1,5 @@
 //! The model against an oracle written from the design, without a kernel: many cases.
 
-#[path = "../judges/dice.rs"]
-mod dice;
 #[path = "../judges/model.rs"]
 mod model;
 #[path = "../judges/oracle.rs"]
@@ -17,10 +15,10 @@ mod wire;
 
 mod compiler;
 
+use killswitch::dice::Dice;
 use killswitch::policy::Policy;
 use proptest::prelude::*;
 
-use crate::dice::Dice;
 use crate::packet::{Link, REAL};
 use crate::packets::Step;
 

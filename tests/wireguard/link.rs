@@ -64,6 +64,31 @@ pub fn a_link_that_is_right_is_left_alone() -> Outcome {
     Ok(())
 }
 
+/// What is found foreign is what is taken away: the daemon looks, mends, and finds nothing more.
+pub fn foreign_addresses_are_found_and_taken_away() -> Outcome {
+    let tunnel = Tunnel::new()?;
+    tunnel.ensure()?;
+    let foreign = || -> Result<bool> {
+        let index = tunnel.ask(Device::link)?.1.unwrap_or_default();
+        tunnel.ask(|device| device.has_foreign_addresses(index))
+    };
+    assert!(!foreign()?);
+    for change in [
+        format!("address add 10.9.9.9/24 dev {TUNNEL_LINK}"),
+        format!("address add fd00:9::9/64 dev {TUNNEL_LINK} nodad"),
+        format!("address add 10.9.9.9 peer 10.9.9.8/32 dev {TUNNEL_LINK}"),
+        format!("address add fd00:9::9 peer fd00:9::8/128 dev {TUNNEL_LINK} nodad"),
+        format!("address add {TUNNEL_V4}/24 dev {TUNNEL_LINK}"),
+        format!("address del {TUNNEL_V4}/32 dev {TUNNEL_LINK}"),
+    ] {
+        tunnel.lab.client.ip(&change)?;
+        assert!(foreign()?, "{change}");
+        tunnel.ensure()?;
+        assert!(!foreign()?, "{change}: {}", tunnel.addresses(TUNNEL_LINK)?);
+    }
+    Ok(())
+}
+
 pub fn what_somebody_changed_is_mended() -> Outcome {
     let tunnel = Tunnel::connected()?;
     tunnel.lab.client.ip(&format!(
