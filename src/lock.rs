@@ -131,8 +131,26 @@ fn wait_for_turn(patience: Duration) -> Option<Flock<File>> {
     }
 }
 
+/// What the lock is worth where the kernel lacks nft_log, nft_limit or nfnetlink_log.
+const UNLOGGED: &str = "what is blocked is not told: this kernel cannot log it to a group";
+
 /// `put` makes one table what was compiled.
 fn lock_tables(
+    netfilter: &Socket,
+    route: Result<&Socket, &io::Error>,
+    policy: &Policy,
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+) -> Result<Outcome, netfilter::Error> {
+    let mut logs = true;
+    let mut put = |table: &Table| put_with_log(put, table, &mut logs);
+    let mut outcome = lock_table_and_links(netfilter, route, policy, &mut put)?;
+    if !logs {
+        outcome.degraded.push(UNLOGGED.into());
+    }
+    Ok(outcome)
+}
+
+fn lock_table_and_links(
     netfilter: &Socket,
     route: Result<&Socket, &io::Error>,
     policy: &Policy,
@@ -173,6 +191,27 @@ fn lock_tables(
         outcome.degraded.push("allow.internal is left out: it needs the egress guard".into());
     }
     Ok(outcome)
+}
+
+/// A kernel that cannot log must still get the lock; `logs`: whether it can, as far as is known.
+fn put_with_log(
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+    table: &Table,
+    logs: &mut bool,
+) -> Result<Applied, netfilter::Error> {
+    if *logs {
+        match put(table) {
+            Err(netfilter::Error::Refused(failures)) if failures.iter().all(is_log) => {
+                *logs = false;
+            }
+            other => return other,
+        }
+    }
+    put(&table.clone().without_log())
+}
+
+fn is_log((what, _): &(String, netlink::Failure)) -> bool {
+    what.starts_with(&format!("rule \"{}\"", ruleset::LOG_COMMENT))
 }
 
 fn lock_links(
@@ -395,10 +434,11 @@ impl Status {
 /// Without an egress guard the table is right if it leaves internal bridges out.
 fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> bool {
     let Some(table) = &live.inet else { return false };
-    if table.equals(&ruleset::compile(policy)) {
+    if is_as_compiled(table, ruleset::compile(policy), degraded) {
         return true;
     }
-    if policy.egress_guard && table.equals(&ruleset::compile(&without_guard(policy))) {
+    let without_internal = || ruleset::compile(&without_guard(policy));
+    if policy.egress_guard && is_as_compiled(table, without_internal(), degraded) {
         degraded.push("allow.internal is left out: it needs the egress guard".into());
         return true;
     }
@@ -424,6 +464,25 @@ fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> 
     false
 }
 
+/// As compiled, or as compiled for a kernel that cannot log.
+fn is_as_compiled(live: &LiveTable, table: Table, degraded: &mut Vec<String>) -> bool {
+    if live.equals(&table) {
+        return true;
+    }
+    let unlogged = live.equals(&table.without_log());
+    if unlogged {
+        say_unlogged(degraded);
+    }
+    unlogged
+}
+
+/// Once, for both tables.
+fn say_unlogged(degraded: &mut Vec<String>) {
+    if !degraded.iter().any(|it| it == UNLOGGED) {
+        degraded.push(UNLOGGED.into());
+    }
+}
+
 /// The links with a guard, and whether every link that must have one has it.
 fn guarded_links(
     live: &Live,
@@ -445,14 +504,20 @@ fn guarded_links(
         }
         return (Vec::new(), links.is_empty());
     };
-    if table.equals(&ruleset::guard(policy, None)) {
+    if is_as_compiled(table, ruleset::guard(policy, None), degraded) {
         return (names(&links), true);
     }
-    let covered: Vec<Link> = links
-        .iter()
-        .filter(|link| covers(table, policy, std::slice::from_ref(link)))
-        .cloned()
-        .collect();
+    let mut covered = Vec::new();
+    for link in &links {
+        let wanted =
+            ruleset::guard(policy, Some(&netfilter::references(std::slice::from_ref(link))));
+        if covers(table, &wanted) {
+            covered.push(link.clone());
+        } else if covers(table, &wanted.without_log()) {
+            say_unlogged(degraded);
+            covered.push(link.clone());
+        }
+    }
     for link in links.iter().filter(|link| !covered.contains(link)) {
         degraded.push(format!("egress guard: {} has none", link.name));
     }
@@ -460,8 +525,7 @@ fn guarded_links(
 }
 
 /// Whether the live guard holds these links' chains and all that they jump to.
-fn covers(live: &LiveTable, policy: &Policy, links: &[Link]) -> bool {
-    let table: Table = ruleset::guard(policy, Some(&netfilter::references(links)));
+fn covers(live: &LiveTable, table: &Table) -> bool {
     live.flags & live::DORMANT == 0
         && table.chains.iter().all(|chain| live.has_chain(chain))
         && table.sets.iter().all(|set| live.sets.get(&set.name).is_some_and(|it| it.holds(set)))
@@ -528,4 +592,67 @@ fn ends_here(expressions: &[Expression]) -> bool {
         expressions.last(),
         Some(Expression::Verdict { code: expression::DROP, .. } | Expression::Reject { .. })
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Failure;
+    use crate::policy::Tunnel;
+    use nix::errno::Errno;
+
+    fn table() -> Table {
+        let tunnel = Tunnel {
+            interface: "wg0".into(),
+            kinds: ["wireguard"].into(),
+            addresses: [std::net::Ipv4Addr::new(10, 64, 0, 2).into()].into(),
+        };
+        ruleset::compile(&Policy { tunnel: Some(tunnel), ..Policy::strictest() })
+    }
+
+    /// Every rule that logs, and one message more.
+    fn refusal(table: &Table, more: &str) -> netfilter::Error {
+        let failure = Failure { errno: Errno::ENOENT as i32, text: None, offset: None };
+        let mut failures = Vec::new();
+        for chain in &table.chains {
+            for rule in chain.rules.iter().filter(|it| it.comment == ruleset::LOG_COMMENT) {
+                let what = format!("rule \"{}\" of chain {}", rule.comment, chain.name);
+                failures.push((what, failure.clone()));
+            }
+        }
+        failures.extend((!more.is_empty()).then(|| (more.to_owned(), failure)));
+        netfilter::Error::Refused(failures)
+    }
+
+    /// No kernel here is without nft_log, so its answers are made up.
+    #[test]
+    fn a_kernel_that_cannot_log_gets_the_lock_without() {
+        let wanted = table();
+        let mut asked = Vec::new();
+        let mut put = |table: &Table| {
+            asked.push(table.clone());
+            match *table == wanted {
+                true => Err(refusal(table, "")),
+                false => Ok(Applied::Changed),
+            }
+        };
+        let mut logs = true;
+        for _ in 0..2 {
+            assert_eq!(put_with_log(&mut put, &wanted, &mut logs).unwrap(), Applied::Changed);
+            assert!(!logs);
+        }
+        // Asked with the log once.
+        let without = wanted.clone().without_log();
+        assert_ne!(without, wanted);
+        assert_eq!(asked, [wanted, without.clone(), without]);
+    }
+
+    #[test]
+    fn any_other_refusal_stays_one() {
+        let wanted = table();
+        let mut put = |table: &Table| Err(refusal(table, "chain output"));
+        let mut logs = true;
+        assert!(put_with_log(&mut put, &wanted, &mut logs).is_err());
+        assert!(logs);
+    }
 }

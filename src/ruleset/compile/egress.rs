@@ -93,10 +93,9 @@ impl Build<'_> {
     }
 
     pub(super) fn egress(&self, name: String, devices: Devices) -> Chain {
-        let rules = vec![
-            rule([], Action::Jump("frames".into()), "what may leave"),
-            counted([], Action::Drop, "blocked: frame"),
-        ];
+        let mut rules = vec![rule([], Action::Jump("frames".into()), "what may leave")];
+        rules.extend(self.log_blocked());
+        rules.push(counted([], Action::Drop, "blocked: frame"));
         Chain {
             name,
             base: Some(Base { devices, ..base(Hook::Egress, FILTER, ChainPolicy::Drop) }),
