@@ -9,6 +9,7 @@
 //! what its reader has not yet taken. Here the kernel's own buffer is the queue, and its overrun is
 //! told.
 
+mod blocked;
 mod events;
 mod listener;
 mod network;
@@ -19,6 +20,7 @@ use std::fmt;
 use std::io;
 
 use crate::netlink::Family;
+pub use blocked::{Blocked, BlockedWatch, Error as BlockedError};
 use events::Transaction;
 use listener::Listener;
 pub use network::{Observed, Observer};

@@ -76,6 +76,7 @@ impl Build<'_> {
             rules.push(rule(matches, Action::Return, "tagged"));
         }
         rules.push(rule(tagged(ETH_P_ARP), Action::Return, "tagged"));
+        rules.extend(self.log_blocked());
         rules.push(counted([], Action::Drop, "blocked: frame of another type than it says"));
         Some(chain("honest", rules))
     }
