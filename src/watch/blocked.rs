@@ -57,6 +57,7 @@ pub struct BlockedWatch {
     limiter: Limiter,
     /// As many as the limiter lets pass between two readings.
     waiting: VecDeque<Blocked>,
+    shown: u64,
     overruns: u64,
 }
 
@@ -80,11 +81,19 @@ impl BlockedWatch {
     /// # Errors
     /// [`Error`]: reasons why the daemon is degraded, not why it should end.
     pub fn open() -> Result<Self, Error> {
+        Self::with_buffer(BUFFER)
+    }
+
+    /// As [`BlockedWatch::open`], with room for this many bytes of packets that are not read yet.
+    ///
+    /// # Errors
+    /// As [`BlockedWatch::open`].
+    pub fn with_buffer(bytes: usize) -> Result<Self, Error> {
         let socket = Socket::open(Family::Netfilter)?;
         bind(&socket)?;
-        let listener = Listener::over(socket, BUFFER)?;
+        let listener = Listener::over(socket, bytes)?;
         let waiting = VecDeque::new();
-        Ok(BlockedWatch { listener, limiter: Limiter::default(), waiting, overruns: 0 })
+        Ok(BlockedWatch { listener, limiter: Limiter::default(), waiting, shown: 0, overruns: 0 })
     }
 
     /// The next packet that is worth telling. Whoever drops the future before its end loses nothing.
@@ -105,6 +114,11 @@ impl BlockedWatch {
         }
     }
 
+    /// How many packets the kernel showed, told or not.
+    pub fn shown(&self) -> u64 {
+        self.shown
+    }
+
     /// How often the kernel had no room for what it wanted to show.
     pub fn overruns(&self) -> u64 {
         self.overruns
@@ -112,9 +126,10 @@ impl BlockedWatch {
 
     fn drain(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let (limiter, waiting) = (&mut self.limiter, &mut self.waiting);
+        let (limiter, waiting, shown) = (&mut self.limiter, &mut self.waiting, &mut self.shown);
         let lost = self.listener.drain(|message| {
             let Some(mut blocked) = packet::read(message) else { return };
+            *shown += 1;
             if let Some(suppressed) = limiter.admit(Key::of(&blocked), now) {
                 blocked.suppressed = suppressed;
                 waiting.push_back(blocked);

@@ -21,6 +21,7 @@ pub fn play() -> Option<ExitCode> {
         "keeper" => keep(),
         "adopter" => adopt(),
         "sleeper" => sleep(),
+        "sender" => crate::blocked::send(),
         other => Err(other.into()),
     };
     if let Err(error) = &done {

@@ -9,8 +9,8 @@ use super::Blocked;
 /// Between two reports of the same.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Reports of all kinds in [`WINDOW`].
-const MOST: u32 = 3;
-const WINDOW: Duration = Duration::from_secs(1);
+const MOST: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(5);
 /// Destinations and senders that are remembered.
 const KEYS: usize = 256;
 
