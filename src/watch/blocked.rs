@@ -5,6 +5,7 @@
 //! flood is told once for each destination and sender, then counted (`limiter`). Nothing runs
 //! while nothing is blocked.
 
+mod group;
 mod limiter;
 mod packet;
 
@@ -22,6 +23,7 @@ use crate::netfilter::message::{Request, Writer};
 use crate::netlink::{Family, Socket};
 use crate::ruleset::LOG_GROUP;
 
+use group::Groups;
 use limiter::{Key, Limiter};
 
 /// Room for packets that are not read yet, in bytes: more than the kernel logs in ten seconds.
@@ -46,6 +48,9 @@ pub struct Blocked {
     pub protocol: String,
     /// Who opened the socket that sent it; nobody where it was forwarded.
     pub uid: Option<u32>,
+    /// The control group of that socket, as in /proc/PID/cgroup; where it is still open, and the
+    /// kernel says so: a TCP socket is closed as it is refused, and a packet socket is in no list.
+    pub cgroup: Option<String>,
     /// How many such packets the kernel showed since this was last told. Of a flood it shows only a
     /// few: the counters of the rules know them all.
     pub suppressed: u64,
@@ -55,6 +60,7 @@ pub struct Blocked {
 pub struct BlockedWatch {
     listener: Listener,
     limiter: Limiter,
+    groups: Groups,
     /// As many as the limiter lets pass between two readings.
     waiting: VecDeque<Blocked>,
     shown: u64,
@@ -92,8 +98,14 @@ impl BlockedWatch {
         let socket = Socket::open(Family::Netfilter)?;
         bind(&socket)?;
         let listener = Listener::over(socket, bytes)?;
-        let waiting = VecDeque::new();
-        Ok(BlockedWatch { listener, limiter: Limiter::default(), waiting, shown: 0, overruns: 0 })
+        Ok(BlockedWatch {
+            listener,
+            limiter: Limiter::default(),
+            groups: Groups::default(),
+            waiting: VecDeque::new(),
+            shown: 0,
+            overruns: 0,
+        })
     }
 
     /// The next packet that is worth telling. Whoever drops the future before its end loses nothing.
@@ -126,12 +138,14 @@ impl BlockedWatch {
 
     fn drain(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let (limiter, waiting, shown) = (&mut self.limiter, &mut self.waiting, &mut self.shown);
+        let (limiter, groups) = (&mut self.limiter, &mut self.groups);
+        let (waiting, shown) = (&mut self.waiting, &mut self.shown);
         let lost = self.listener.drain(|message| {
-            let Some(mut blocked) = packet::read(message) else { return };
+            let Some((mut blocked, out)) = packet::read(message) else { return };
             *shown += 1;
             if let Some(suppressed) = limiter.admit(Key::of(&blocked), now) {
                 blocked.suppressed = suppressed;
+                blocked.cgroup = groups.of(&blocked, out);
                 waiting.push_back(blocked);
             }
         })?;

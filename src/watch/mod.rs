@@ -122,6 +122,7 @@ impl Watch {
         match family {
             Family::Route => self.own_route.insert(port),
             Family::Netfilter => self.own_netfilter.insert(port),
+            Family::SockDiag => true,
         };
     }
 

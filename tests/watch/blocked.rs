@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use killswitch::lab::harness::{Outcome, eventually};
@@ -433,4 +434,66 @@ fn collect(ends: impl Fn() -> bool) -> Result<(Vec<Blocked>, u64)> {
         }
         Ok((told, watch.shown()))
     })
+}
+
+/// A directory of cgroup2, if we may make one.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new() -> Option<Self> {
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
+        let root = roots.into_iter().find(|it| it.join("cgroup.procs").is_file())?;
+        let path = root.join(format!("killswitch-test-{}", std::process::id()));
+        std::fs::create_dir(&path).ok().map(|()| Group(path))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+pub fn senders_that_wait_are_told_with_their_group() -> Outcome {
+    let Some(group) = Group::new() else {
+        println!("no cgroup2 that we may change");
+        return Ok(());
+    };
+    let (host, _far) = quiet()?;
+    within(&host, || async {
+        let mut watch = BlockedWatch::open().during("watch")?;
+        for (to, with_group) in [(53, true), (54, false)] {
+            let mut command = roles::command("waiting sender");
+            command.args(["udp", &format!("{FAR}:{to}"), &uid().to_string()]);
+            command.stdin(Stdio::piped());
+            if with_group {
+                command.env("KILLSWITCH_TEST_GROUP", group.0.join("cgroup.procs"));
+            }
+            let mut child = command.spawn().during("a sender")?;
+            let told = watch.next().await.during("watch")?;
+            // It ends with its input.
+            drop(child.stdin.take());
+            child.wait().during("a sender")?;
+            let name = group.0.file_name().map(|it| format!("/{}", it.to_string_lossy()));
+            assert_eq!((told.port, told.uid), (Some(to), Some(uid())));
+            assert!(told.cgroup.is_some(), "{told:?}");
+            assert_eq!(told.cgroup == name, with_group, "{told:?}");
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Goes into a group, sends ([`send`]), and keeps its socket until nobody needs it.
+pub fn send_and_wait() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let [to, uid] = words.as_slice() else { return Err("where, who?".into()) };
+    if let Ok(group) = std::env::var("KILLSWITCH_TEST_GROUP") {
+        std::fs::write(group, std::process::id().to_string())?;
+    }
+    nix::unistd::setuid(uid.parse::<u32>()?.into())?;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let _ = socket.send_to(b"hello", to.parse::<SocketAddr>()?);
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
 }

@@ -51,6 +51,10 @@ fn main() -> std::process::ExitCode {
                 "what_does_not_want_to_leave_is_not_told",
                 blocked::what_does_not_want_to_leave_is_not_told,
             ),
+            (
+                "senders_that_wait_are_told_with_their_group",
+                blocked::senders_that_wait_are_told_with_their_group,
+            ),
             ("a_group_has_one_reader", blocked::a_group_has_one_reader),
             ("without_a_reader_nothing_changes", blocked::without_a_reader_nothing_changes),
             (

@@ -22,6 +22,7 @@ pub fn play() -> Option<ExitCode> {
         "adopter" => adopt(),
         "sleeper" => sleep(),
         "sender" => crate::blocked::send(),
+        "waiting sender" => crate::blocked::send_and_wait(),
         other => Err(other.into()),
     };
     if let Err(error) = &done {

@@ -13,7 +13,8 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const FRAGMENT: u8 = 44;
 
 /// What a message says; `None`: it is none of a blocked packet, or of one that is not worth telling.
-pub(super) fn read(message: &Message) -> Option<Blocked> {
+/// With the index of the link that it would have left by.
+pub(super) fn read(message: &Message) -> Option<(Blocked, Option<u32>)> {
     let packet = Packet::of(message)?;
     let ip = packet.ip().and_then(Ip::read);
     let blocked = Blocked {
@@ -27,9 +28,10 @@ pub(super) fn read(message: &Message) -> Option<Blocked> {
             None => text::value(ValueKind::Ethertype, &packet.ethertype.to_be_bytes()),
         },
         uid: packet.uid,
+        cgroup: None,
         suppressed: 0,
     };
-    (!is_chatter(&packet, &blocked)).then_some(blocked)
+    (!is_chatter(&packet, &blocked)).then_some((blocked, packet.out))
 }
 
 /// The kernel's own reports of multicast groups, solicitations and the like: no program sent them.
