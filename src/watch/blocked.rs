@@ -10,6 +10,7 @@ mod limiter;
 mod packet;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -54,6 +55,31 @@ pub struct Blocked {
     /// How many such packets the kernel showed since this was last told. Of a flood it shows only a
     /// few: the counters of the rules know them all.
     pub suppressed: u64,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.protocol)?;
+        if let Some(destination) = self.destination {
+            write!(out, " to {destination}")?;
+        }
+        if let Some(port) = self.port {
+            write!(out, " port {port}")?;
+        }
+        if let Some(link) = &self.link {
+            write!(out, " on {}", link.escape_debug())?;
+        }
+        if let Some(uid) = self.uid {
+            write!(out, " by user {uid}")?;
+        }
+        if let Some(group) = &self.cgroup {
+            write!(out, " in {}", group.escape_debug())?;
+        }
+        match self.suppressed {
+            0 => Ok(()),
+            more => write!(out, ", and {more} more before"),
+        }
+    }
 }
 
 /// Waits for packets that were blocked. Within a tokio runtime with I/O enabled.
@@ -185,4 +211,28 @@ fn bind(socket: &Socket) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_hold_no_control_characters() {
+        let blocked = Blocked {
+            link: Some("e\u{1b}0".into()),
+            source: None,
+            source_port: None,
+            destination: Some(std::net::Ipv4Addr::new(203, 0, 113, 9).into()),
+            port: Some(53),
+            protocol: "udp".into(),
+            uid: Some(1000),
+            cgroup: Some("/a\nb".into()),
+            suppressed: 3,
+        };
+        assert_eq!(
+            blocked.to_string(),
+            "udp to 203.0.113.9 port 53 on e\\u{1b}0 by user 1000 in /a\\nb, and 3 more before"
+        );
+    }
 }

@@ -157,3 +157,58 @@ fn ports(protocol: u8, bytes: &[u8]) -> Option<(u16, u16)> {
 fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64];
+        bytes.extend([0x20; 32]);
+        bytes.extend(rest);
+        bytes
+    }
+
+    #[test]
+    fn extensions_are_stepped_over() {
+        let ports = [0x11, 0x51, 0, 53];
+        let read = |next: u8, rest: &[&[u8]]| {
+            Ip::read(&v6(next, &rest.concat())).map(|it| (it.protocol, it.ports))
+        };
+        assert_eq!(read(17, &[&ports]), Some((17, Some((4433, 53)))));
+        let options = [17, 0, 1, 4, 0, 0, 0, 0];
+        assert_eq!(read(0, &[&options, &ports]), Some((17, Some((4433, 53)))));
+        let first = [17, 0, 0, 1, 0, 0, 0, 7];
+        assert_eq!(read(FRAGMENT, &[&first, &ports]), Some((17, Some((4433, 53)))));
+        let later = [17, 0, 5, 201, 0, 0, 0, 7];
+        assert_eq!(read(FRAGMENT, &[&later, &ports]), Some((17, None)));
+        // Cut short, or pointing beyond its end.
+        assert_eq!(read(0, &[&[17, 0]]), Some((0, None)));
+        assert_eq!(read(60, &[&[17, 255, 0, 0], &ports]), Some((17, None)));
+    }
+
+    #[test]
+    fn no_packet_makes_it_panic() {
+        let whole = [v6(0, &[0; 100]), vec![0x4f; 100], vec![0x45; 100]];
+        for bytes in &whole {
+            for length in 0..bytes.len() {
+                let mut payload = vec![5, 0];
+                payload.extend(LOG_GROUP.to_be_bytes());
+                payload.extend([8, 0, 1, 0, 0x86, 0xdd, 1, 0]);
+                payload.extend((4 + length as u16).to_ne_bytes());
+                payload.extend([9, 0]);
+                payload.extend(&bytes[..length]);
+                let message = Message { kind: PACKET, flags: 0, sequence: 0, port: 0, payload };
+                assert!(read(&message).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn another_group_is_not_ours() {
+        let mut payload = vec![2, 0, 0, 1];
+        payload.extend([8, 0, 1, 0, 0x08, 0, 3, 0]);
+        let message = Message { kind: PACKET, flags: 0, sequence: 0, port: 0, payload };
+        assert!(read(&message).is_none());
+    }
+}
