@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_clock_that_stands_still_tells_little() {
         let (mut limiter, begin) = (Limiter::default(), Instant::now());
-        let told = (0..1_000_000).filter(|it| limiter.admit(key(it % 1000), begin).is_some());
+        let told = (0..10_000).filter(|it| limiter.admit(key(it % 1000), begin).is_some());
         assert_eq!(told.count(), MOST as usize);
     }
 }
