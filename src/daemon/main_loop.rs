@@ -19,7 +19,7 @@ use crate::engine::{Command, Effect, Engine, Event, Layer, State, Time, TunnelLi
 use crate::lock::{self, Keeper, Outcome};
 use crate::netlink::Family;
 use crate::policy::Policy;
-use crate::watch::{Change, Culprit, Observer, Sleep, Watch};
+use crate::watch::{Blocked, BlockedWatch, Change, Culprit, Observer, Sleep, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
 
 /// A lane that works on one thing for longer is not healthy: the watchdog is not fed.
@@ -46,6 +46,7 @@ pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
             woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
             () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
             () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+            blocked = blocked(&mut daemon.blocked) => daemon.tell_blocked(blocked),
             // Last: in a storm there is always one more.
             change = daemon.watch.next() => daemon.changed(change).await,
         }
@@ -70,6 +71,8 @@ struct Daemon {
     own_ports: Vec<(Family, u32)>,
     observer: Observer,
     sleep: Option<Sleep>,
+    /// `None`: nobody is told what is blocked.
+    blocked: Option<BlockedWatch>,
     alarm: Option<TrafficAlarm>,
     announcer: Announcer,
     calls: mpsc::Receiver<Call>,
@@ -84,6 +87,7 @@ struct Daemon {
     lock_degraded: Vec<String>,
     link_degraded: Vec<String>,
     control_degraded: Option<String>,
+    blocked_degraded: Option<String>,
     failing: BTreeSet<String>,
     /// Changes by others that are not yet undone.
     disturbed: bool,
@@ -128,6 +132,13 @@ impl Daemon {
         let sleep = Sleep::open()
             .inspect_err(|error| tracing::warn!(%error, "waking up goes unnoticed"))
             .ok();
+        let (blocked, blocked_degraded) = match BlockedWatch::open() {
+            Ok(blocked) => (Some(blocked), None),
+            Err(error) => {
+                tracing::warn!(%error, "what is blocked is not told");
+                (None, Some(format!("what is blocked is not told: {error}")))
+            }
+        };
         let network = observer.observe(policy.tunnel.as_ref()).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "links and routes cannot be read yet");
             crate::watch::Observed { network: Default::default(), links_changed: true }
@@ -148,6 +159,7 @@ impl Daemon {
             own_ports,
             observer,
             sleep,
+            blocked,
             alarm: None,
             announcer,
             calls,
@@ -158,6 +170,7 @@ impl Daemon {
             lock_degraded: Vec::new(),
             link_degraded: Vec::new(),
             control_degraded,
+            blocked_degraded,
             failing: BTreeSet::new(),
             disturbed: false,
             repairs: 0,
@@ -432,6 +445,29 @@ impl Daemon {
         self.tell(protocol::Event::Tampered { layer: layer.into(), pid, process });
     }
 
+    fn tell_blocked(&mut self, blocked: std::io::Result<Blocked>) {
+        match blocked {
+            Ok(blocked) => {
+                tracing::info!(
+                    LINK = blocked.link,
+                    DESTINATION = blocked.destination.map(|it| it.to_string()),
+                    PORT = blocked.port,
+                    PROTOCOL = blocked.protocol,
+                    UID = blocked.uid,
+                    CGROUP = blocked.cgroup,
+                    SUPPRESSED = blocked.suppressed,
+                    "blocked {blocked}"
+                );
+                self.tell(protocol::Event::Blocked(blocked));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what is blocked is not told from now on");
+                self.blocked_degraded = Some(format!("what is blocked is not told: {error}"));
+                self.blocked = None;
+            }
+        }
+    }
+
     fn woke(&mut self, woke: std::io::Result<()>) {
         match woke {
             Ok(()) => {
@@ -594,6 +630,7 @@ impl Daemon {
         all.extend(self.lock_degraded.iter().cloned());
         all.extend(self.link_degraded.iter().cloned());
         all.extend(self.control_degraded.iter().cloned());
+        all.extend(self.blocked_degraded.iter().cloned());
         all.extend(self.engine.degraded());
         all
     }
@@ -747,6 +784,13 @@ async fn until(deadline: Option<Time>) {
 async fn sent(alarm: &Option<TrafficAlarm>) -> std::io::Result<()> {
     match alarm {
         Some(alarm) => alarm.sent().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn blocked(watch: &mut Option<BlockedWatch>) -> std::io::Result<Blocked> {
+    match watch {
+        Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::watch::Blocked;
+
 /// Where the daemon listens; its directory is root's alone.
 pub const SOCKET: &str = "/run/killswitch/control";
 
@@ -85,6 +87,8 @@ pub enum Event {
         /// Its name.
         process: Option<String>,
     },
+    /// A packet wanted to leave, and the lock blocked it.
+    Blocked(Blocked),
     /// It was undone.
     Repaired {
         /// How often so far.
