@@ -139,6 +139,7 @@ fn in_words(entry: &Entry) -> String {
             };
             format!("{}: {layer} changed{by}", styled(Style::Red, "tampered"))
         }
+        Event::Blocked(blocked) => format!("{}: {blocked}", styled(Style::Yellow, "blocked")),
         Event::Repaired { repairs } => {
             format!(
                 "{}: the lock is whole again ({repairs} so far)",

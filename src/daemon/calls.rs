@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::config::Config;
 use crate::dbus::Error;
 use crate::policy::Policy;
+use crate::watch::Blocked;
 
 /// A request that waits for its answer.
 #[derive(Debug)]
@@ -122,6 +123,8 @@ pub enum Event {
         /// Its name.
         process: Option<String>,
     },
+    /// A packet wanted to leave, and the lock blocked it.
+    Blocked(Blocked),
     /// It was undone.
     Repaired {
         /// How often so far.

@@ -14,6 +14,7 @@ use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, MethodFlags};
 use zbus::{DynamicType, Proxy};
 
+use super::document::{Document, value};
 use super::{Error as Refusal, INTERFACE, NAME, PATH, SOCKET};
 use crate::daemon::calls::{Event, Report};
 use crate::unix_socket;
@@ -285,6 +286,10 @@ fn event(signal: &zbus::Message) -> Option<Event> {
             let (layer, pid, process): (String, u32, String) = body.deserialize().ok()?;
             let process = (!process.is_empty()).then_some(process);
             Event::Tampered { layer, pid: (pid != 0).then_some(pid), process }
+        }
+        "LeakBlocked" => {
+            let packet: Document = body.deserialize().ok()?;
+            Event::Blocked(serde_json::from_value(value(packet)).ok()?)
         }
         "Repaired" => Event::Repaired { repairs: body.deserialize().ok()? },
         "Failed" => {

@@ -46,3 +46,47 @@ fn variant(value: Value) -> Option<Variant<'static>> {
         object @ Value::Object(_) => document(object).into(),
     })
 }
+
+/// The way back.
+pub(super) fn value(document: Document) -> Value {
+    Value::Object(document.into_iter().map(|(key, value)| (key, plain(&value))).collect())
+}
+
+fn plain(variant: &Variant<'_>) -> Value {
+    match variant {
+        Variant::Bool(truth) => (*truth).into(),
+        Variant::U64(number) => (*number).into(),
+        Variant::I64(number) => (*number).into(),
+        Variant::F64(number) => (*number).into(),
+        Variant::Str(text) => text.as_str().into(),
+        Variant::Variant(inner) => plain(inner),
+        Variant::Array(values) => values.iter().map(plain).collect(),
+        Variant::Dict(entries) => Value::Object(
+            entries
+                .iter()
+                .filter_map(|(key, value)| match key {
+                    Variant::Str(key) => Some((key.to_string(), plain(value))),
+                    _ => None,
+                })
+                .collect(),
+        ),
+        // No document of ours has any other.
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let text = serde_json::json!({
+            "state": "open", "locked": true, "count": 7, "below": -7, "part": 0.5,
+            "reasons": ["a", "b"], "none": [], "layers": {"table": {"deep": [1, {"x": "y"}]}},
+        });
+        assert_eq!(value(document(text.clone())), text);
+        let unknown = serde_json::json!({"server": null});
+        assert_eq!(value(document(unknown)), serde_json::json!({}));
+    }
+}

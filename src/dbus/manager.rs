@@ -330,6 +330,13 @@ impl Manager {
         process: &str,
     ) -> zbus::Result<()>;
 
+    /// A packet wanted to leave, and was blocked. `packet` has, as far as the kernel tells: "link" (s),
+    /// "source" (s), "source_port" (t), "destination" (s), "port" (t), "protocol" (s), "uid" (t) and
+    /// "cgroup" (s) of the sender, and "suppressed" (t): how many like it went untold before. The same
+    /// is told at most once in ten seconds.
+    #[zbus(signal)]
+    async fn leak_blocked(emitter: &SignalEmitter<'_>, packet: Document) -> zbus::Result<()>;
+
     /// The lock is whole again; how often this was so since the daemon started.
     #[zbus(signal)]
     async fn repaired(emitter: &SignalEmitter<'_>, repairs: u64) -> zbus::Result<()>;
@@ -423,6 +430,11 @@ async fn tell_event(emitter: &SignalEmitter<'_>, event: Event) -> zbus::Result<(
         Event::Tampered { layer, pid, process } => {
             let process = process.unwrap_or_default();
             Manager::tampered(emitter, &layer, pid.unwrap_or_default(), &process).await
+        }
+        Event::Blocked(blocked) => {
+            let packet = serde_json::to_value(&blocked)
+                .map_err(|error| zbus::Error::Failure(error.to_string()))?;
+            Manager::leak_blocked(emitter, document(packet)).await
         }
         Event::Repaired { repairs } => Manager::repaired(emitter, repairs).await,
         Event::Failed { what, why } => Manager::failed(emitter, &what, &why).await,

@@ -131,8 +131,26 @@ fn wait_for_turn(patience: Duration) -> Option<Flock<File>> {
     }
 }
 
+/// What the lock is worth where the kernel lacks nft_log, nft_limit or nfnetlink_log.
+const UNLOGGED: &str = "what is blocked is not told: this kernel cannot log it to a group";
+
 /// `put` makes one table what was compiled.
 fn lock_tables(
+    netfilter: &Socket,
+    route: Result<&Socket, &io::Error>,
+    policy: &Policy,
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+) -> Result<Outcome, netfilter::Error> {
+    let mut logs = true;
+    let mut put = |table: &Table| put_with_log(put, table, &mut logs);
+    let mut outcome = lock_table_and_links(netfilter, route, policy, &mut put)?;
+    if !logs {
+        outcome.degraded.push(UNLOGGED.into());
+    }
+    Ok(outcome)
+}
+
+fn lock_table_and_links(
     netfilter: &Socket,
     route: Result<&Socket, &io::Error>,
     policy: &Policy,
@@ -173,6 +191,27 @@ fn lock_tables(
         outcome.degraded.push("allow.internal is left out: it needs the egress guard".into());
     }
     Ok(outcome)
+}
+
+/// A kernel that cannot log must still get the lock; `logs`: whether it can, as far as is known.
+fn put_with_log(
+    put: &mut dyn FnMut(&Table) -> Result<Applied, netfilter::Error>,
+    table: &Table,
+    logs: &mut bool,
+) -> Result<Applied, netfilter::Error> {
+    if *logs {
+        match put(table) {
+            Err(netfilter::Error::Refused(failures)) if failures.iter().all(is_log) => {
+                *logs = false;
+            }
+            other => return other,
+        }
+    }
+    put(&table.clone().without_log())
+}
+
+fn is_log((what, _): &(String, crate::netlink::Failure)) -> bool {
+    what.starts_with(&format!("rule \"{}\"", ruleset::LOG_COMMENT))
 }
 
 fn lock_links(
@@ -223,4 +262,67 @@ pub fn permitted() -> Result<(), Error> {
     let netfilter = Socket::open(NetlinkFamily::Netfilter).map_err(netfilter::Error::from)?;
     netfilter::live::generation(&netfilter).map_err(netfilter::Error::from)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Failure;
+    use crate::policy::Tunnel;
+    use nix::errno::Errno;
+
+    fn table() -> Table {
+        let tunnel = Tunnel {
+            interface: "wg0".into(),
+            kinds: ["wireguard"].into(),
+            addresses: [std::net::Ipv4Addr::new(10, 64, 0, 2).into()].into(),
+        };
+        ruleset::compile(&Policy { tunnel: Some(tunnel), ..Policy::strictest() })
+    }
+
+    /// Every rule that logs, and one message more.
+    fn refusal(table: &Table, more: &str) -> netfilter::Error {
+        let failure = Failure { errno: Errno::ENOENT as i32, text: None, offset: None };
+        let mut failures = Vec::new();
+        for chain in &table.chains {
+            for rule in chain.rules.iter().filter(|it| it.comment == ruleset::LOG_COMMENT) {
+                let what = format!("rule \"{}\" of chain {}", rule.comment, chain.name);
+                failures.push((what, failure.clone()));
+            }
+        }
+        failures.extend((!more.is_empty()).then(|| (more.to_owned(), failure)));
+        netfilter::Error::Refused(failures)
+    }
+
+    /// No kernel here is without nft_log, so its answers are made up.
+    #[test]
+    fn a_kernel_that_cannot_log_gets_the_lock_without() {
+        let wanted = table();
+        let mut asked = Vec::new();
+        let mut put = |table: &Table| {
+            asked.push(table.clone());
+            match *table == wanted {
+                true => Err(refusal(table, "")),
+                false => Ok(Applied::Changed),
+            }
+        };
+        let mut logs = true;
+        for _ in 0..2 {
+            assert_eq!(put_with_log(&mut put, &wanted, &mut logs).unwrap(), Applied::Changed);
+            assert!(!logs);
+        }
+        // Asked with the log once.
+        let without = wanted.clone().without_log();
+        assert_ne!(without, wanted);
+        assert_eq!(asked, [wanted, without.clone(), without]);
+    }
+
+    #[test]
+    fn any_other_refusal_stays_one() {
+        let wanted = table();
+        let mut put = |table: &Table| Err(refusal(table, "chain output"));
+        let mut logs = true;
+        assert!(put_with_log(&mut put, &wanted, &mut logs).is_err());
+        assert!(logs);
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::UNLOGGED;
 use super::{Live, without_guard};
 use crate::netfilter::{self, Counted, LiveTable, live};
 use crate::netlink::Link;
@@ -135,10 +136,11 @@ impl Status {
 /// Without an egress guard the table is right if it leaves internal bridges out.
 fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> bool {
     let Some(table) = &live.inet else { return false };
-    if table.equals(&ruleset::compile(policy)) {
+    if is_as_compiled(table, ruleset::compile(policy), degraded) {
         return true;
     }
-    if policy.egress_guard && table.equals(&ruleset::compile(&without_guard(policy))) {
+    let without_internal = || ruleset::compile(&without_guard(policy));
+    if policy.egress_guard && is_as_compiled(table, without_internal(), degraded) {
         degraded.push("allow.internal is left out: it needs the egress guard".into());
         return true;
     }
@@ -164,6 +166,25 @@ fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> 
     false
 }
 
+/// As compiled, or as compiled for a kernel that cannot log.
+fn is_as_compiled(live: &LiveTable, table: Table, degraded: &mut Vec<String>) -> bool {
+    if live.equals(&table) {
+        return true;
+    }
+    let unlogged = live.equals(&table.without_log());
+    if unlogged {
+        say_unlogged(degraded);
+    }
+    unlogged
+}
+
+/// Once, for both tables.
+fn say_unlogged(degraded: &mut Vec<String>) {
+    if !degraded.iter().any(|it| it == UNLOGGED) {
+        degraded.push(UNLOGGED.into());
+    }
+}
+
 /// The links with a guard, and whether every link that must have one has it.
 fn guarded_links(
     live: &Live,
@@ -185,14 +206,20 @@ fn guarded_links(
         }
         return (Vec::new(), links.is_empty());
     };
-    if table.equals(&ruleset::guard(policy, None)) {
+    if is_as_compiled(table, ruleset::guard(policy, None), degraded) {
         return (names(&links), true);
     }
-    let covered: Vec<Link> = links
-        .iter()
-        .filter(|link| covers(table, policy, std::slice::from_ref(link)))
-        .cloned()
-        .collect();
+    let mut covered = Vec::new();
+    for link in &links {
+        let wanted =
+            ruleset::guard(policy, Some(&netfilter::references(std::slice::from_ref(link))));
+        if covers(table, &wanted) {
+            covered.push(link.clone());
+        } else if covers(table, &wanted.without_log()) {
+            say_unlogged(degraded);
+            covered.push(link.clone());
+        }
+    }
     for link in links.iter().filter(|link| !covered.contains(link)) {
         degraded.push(format!("egress guard: {} has none", link.name));
     }
@@ -200,8 +227,7 @@ fn guarded_links(
 }
 
 /// Whether the live guard holds these links' chains and all that they jump to.
-fn covers(live: &LiveTable, policy: &Policy, links: &[Link]) -> bool {
-    let table: Table = ruleset::guard(policy, Some(&netfilter::references(links)));
+fn covers(live: &LiveTable, table: &Table) -> bool {
     live.flags & live::DORMANT == 0
         && table.chains.iter().all(|chain| live.has_chain(chain))
         && table.sets.iter().all(|set| live.sets.get(&set.name).is_some_and(|it| it.holds(set)))

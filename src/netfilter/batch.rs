@@ -190,7 +190,7 @@ impl Batch {
 }
 
 /// `nlmsghdr`, `nfgenmsg` and the attributes.
-pub(super) fn push(
+pub(crate) fn push(
     bytes: &mut Vec<u8>,
     kind: u16,
     request: &Request,

@@ -412,6 +412,7 @@ fn decode(name: &str, data: &[u8]) -> Option<Expression> {
     let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
     let at = |kind: u16| found.get(&kind).copied().and_then(number);
     let value = |kind: u16| found.get(&kind).and_then(|data| data_value(data));
+    let long = |kind: u16| Some(u64::from_be_bytes((*found.get(&kind)?).try_into().ok()?));
     Some(match name {
         "meta" => match at(3) {
             None => Expression::Meta { key: at(2)?, register: at(1)? },
@@ -442,6 +443,14 @@ fn decode(name: &str, data: &[u8]) -> Option<Expression> {
             code: found.get(&2).and_then(|value| value.first()).copied().unwrap_or_default(),
         },
         "masq" if found.is_empty() => Expression::Masquerade,
+        // NFTA_LIMIT_UNIT: a second; _TYPE: packets; _FLAGS: not inverted.
+        "limit" if long(2)? == 1 && at(4)? == 0 && at(5)? == 0 => {
+            Expression::Limit { rate: long(1)?, burst: at(3)? }
+        }
+        // NFTA_LOG_GROUP alone: no prefix, level or other length.
+        "log" if found.len() == 1 => {
+            Expression::Log { group: u16::from_be_bytes((*found.get(&1)?).try_into().ok()?) }
+        }
         _ => return None,
     })
 }

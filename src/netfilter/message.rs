@@ -321,6 +321,8 @@ fn name(it: &Expression) -> &str {
         Expression::Counter => "counter",
         Expression::Reject { .. } => "reject",
         Expression::Masquerade => "masq",
+        Expression::Limit { .. } => "limit",
+        Expression::Log { .. } => "log",
         Expression::Foreign { name, .. } => name,
     }
 }
@@ -371,6 +373,14 @@ fn write_attributes(data: &mut Writer, it: &Expression) {
         }
         Expression::Reject { kind, code } => {
             data.number(1, *kind).bytes(2, &[*code]);
+        }
+        Expression::Limit { rate, burst } => {
+            /// In seconds.
+            const UNIT: u64 = 1;
+            data.bytes(1, &rate.to_be_bytes()).bytes(2, &UNIT.to_be_bytes()).number(3, *burst);
+        }
+        Expression::Log { group } => {
+            data.bytes(1, &group.to_be_bytes());
         }
         Expression::Counter | Expression::Masquerade => {}
         Expression::Foreign { data: raw, .. } => data.0.extend_from_slice(raw),

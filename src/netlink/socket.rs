@@ -2,7 +2,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use netlink_sys::Socket as Raw;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt};
 
 /// `nlmsghdr`: length, type, flags, sequence number, port id.
@@ -25,6 +25,8 @@ pub enum Family {
     Route,
     /// nf_tables.
     Netfilter,
+    /// Sockets of programs.
+    SockDiag,
 }
 
 /// An open netlink socket, bound to a port of its own.
@@ -291,6 +293,7 @@ impl Family {
         match self {
             Family::Route => NETLINK_ROUTE,
             Family::Netfilter => NETLINK_NETFILTER,
+            Family::SockDiag => NETLINK_SOCK_DIAG,
         }
     }
 }

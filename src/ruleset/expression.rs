@@ -3,7 +3,7 @@
 //! [`lower`] is what is sent; the reader of the live table gives the same type, so that "intact"
 //! is plain equality; [`raise`] turns a live rule back into words.
 
-use super::{Action, Field, Load, Match, Rejection, Rule, Test};
+use super::{Action, Field, LOG_GROUP, Load, Match, Rejection, Rule, Test};
 
 /// One expression (include/uapi/linux/netfilter/nf_tables.h). Registers are numbered as the kernel
 /// reports them: 1 to 4 for sixteen bytes, 9 and up for four bytes within those.
@@ -62,6 +62,14 @@ pub enum Expression {
         code: u8,
     },
     Masquerade,
+    /// So many packets a second.
+    Limit {
+        rate: u64,
+        burst: u32,
+    },
+    Log {
+        group: u16,
+    },
     /// Something that no rule of ours holds.
     Foreign {
         name: String,
@@ -122,6 +130,10 @@ pub fn lower(rule: &Rule) -> Vec<Expression> {
             list.push(Expression::MetaSet { key: META_MARK, register: 1 });
         }
         Action::Masquerade => list.push(Expression::Masquerade),
+        Action::Log { rate, burst } => {
+            list.push(Expression::Limit { rate: *rate, burst: *burst });
+            list.push(Expression::Log { group: LOG_GROUP });
+        }
     }
     list
 }
@@ -205,6 +217,9 @@ pub fn raise(list: &[Expression], comment: &str) -> Option<Rule> {
             Action::Reject(Rejection::AdminProhibited)
         }
         [Expression::Masquerade] => Action::Masquerade,
+        [Expression::Limit { rate, burst }, Expression::Log { group: LOG_GROUP }] => {
+            Action::Log { rate: *rate, burst: *burst }
+        }
         [Expression::Immediate { data, .. }, Expression::MetaSet { key: META_MARK, .. }] => {
             Action::SetMark(u32::from_ne_bytes(data.as_slice().try_into().ok()?))
         }
@@ -269,12 +284,18 @@ fn raise_match<'a>(list: &'a [Expression], before: &[Match]) -> Option<(Match, &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Policy;
+    use crate::policy::{Policy, Tunnel};
     use crate::ruleset::{compile, text};
+    use std::net::Ipv4Addr;
 
     #[test]
     fn a_rule_is_raised_into_its_own_words() {
-        let policy = Policy { dhcp: true, ..Policy::strictest() };
+        let tunnel = Tunnel {
+            interface: "wg0".into(),
+            kinds: ["wireguard"].into(),
+            addresses: [Ipv4Addr::new(10, 64, 0, 2).into()].into(),
+        };
+        let policy = Policy { dhcp: true, tunnel: Some(tunnel), ..Policy::strictest() };
         for chain in compile(&policy).chains {
             for rule in chain.rules {
                 let raised = raise(&lower(&rule), &rule.comment).map(|it| text::rule(&it));

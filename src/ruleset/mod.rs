@@ -14,11 +14,13 @@ pub mod plan;
 pub mod text;
 
 pub(crate) use compile::successor;
-pub use compile::{Devices, LinkRef, PROBE_ETHERTYPE, PROBE_MARK, compile, guard};
+pub use compile::{Devices, LOG_COMMENT, LinkRef, PROBE_ETHERTYPE, PROBE_MARK, compile, guard};
 pub use field::{Field, Load, ValueKind};
 
 /// The name of both our tables.
 pub const TABLE: &str = "killswitch";
+/// The group of nfnetlink_log that is told what wanted to leave and was blocked: "ks" in ASCII.
+pub const LOG_GROUP: u16 = 0x6b73;
 
 /// One nftables table of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,6 +219,13 @@ pub enum Action {
     SetMark(u32),
     /// Send it under the address of the outgoing link.
     Masquerade,
+    /// Show it to whoever reads [`LOG_GROUP`], at most so often, and go on.
+    Log {
+        /// Packets per second, in the long run.
+        rate: u64,
+        /// As many at once.
+        burst: u32,
+    },
 }
 
 /// How a local sender is told.
@@ -260,6 +269,14 @@ pub enum Test {
 }
 
 impl Table {
+    /// The same without the rules that log, for a kernel that cannot: no verdict differs.
+    pub fn without_log(mut self) -> Self {
+        for chain in &mut self.chains {
+            chain.rules.retain(|rule| !matches!(rule.action, Action::Log { .. }));
+        }
+        self
+    }
+
     /// The set of that name.
     pub fn set(&self, name: &str) -> Option<&Set> {
         self.sets.iter().find(|set| set.name == name)

@@ -198,6 +198,7 @@ fn run<'a>(table: &'a Table, chain: &'a Chain, packet: &mut Packet) -> Option<De
             Action::Drop => Verdict::Drop,
             Action::Reject(_) => Verdict::Reject,
             Action::Return => return None,
+            Action::Log { .. } => continue,
             Action::SetMark(mark) => {
                 packet.mark = *mark;
                 continue;

@@ -26,7 +26,7 @@ pub enum Effect {
     Tightens,
     /// More passes than before.
     Loosens,
-    /// Neither: a jump, a mark.
+    /// Neither: a jump, a mark, a log.
     Neutral,
 }
 
@@ -87,9 +87,11 @@ fn opens(action: &Action) -> Opens {
     match action {
         Action::Accept => Opens::Yes,
         Action::Drop | Action::Reject(_) => Opens::No,
-        Action::Jump(_) | Action::Return | Action::SetMark(_) | Action::Masquerade => {
-            Opens::Neither
-        }
+        Action::Jump(_)
+        | Action::Return
+        | Action::SetMark(_)
+        | Action::Masquerade
+        | Action::Log { .. } => Opens::Neither,
     }
 }
 

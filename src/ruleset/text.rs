@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Action, Base, Chain, ChainKind, ChainPolicy, Devices, Element, Match, Rejection, Rule, Set,
-    TABLE, Table, Test, ValueKind,
+    Action, Base, Chain, ChainKind, ChainPolicy, Devices, Element, LOG_GROUP, Match, Rejection,
+    Rule, Set, TABLE, Table, Test, ValueKind,
 };
 
 /// The table as a file for `nft -f`: replaces what is there in one transaction, in place.
@@ -95,6 +95,9 @@ pub fn action(action: &Action) -> String {
         Action::Return => "return".into(),
         Action::SetMark(mark) => format!("meta mark set {mark:#010x}"),
         Action::Masquerade => "masquerade".into(),
+        Action::Log { rate, burst } => {
+            format!("limit rate {rate}/second burst {burst} packets log group {LOG_GROUP}")
+        }
     }
 }
 

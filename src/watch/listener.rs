@@ -20,7 +20,11 @@ pub(super) struct Listener {
 
 impl Listener {
     pub(super) fn open(family: Family, groups: &[u32], buffer: usize) -> io::Result<Self> {
-        let socket = Socket::open_subscribed(family, groups)?;
+        Self::over(Socket::open_subscribed(family, groups)?, buffer)
+    }
+
+    /// Listens on a socket to which something is sent already.
+    pub(super) fn over(socket: Socket, buffer: usize) -> io::Result<Self> {
         socket.reserve_events(buffer)?;
         Ok(Listener { socket: register(socket, interest())?, lossy: false })
     }

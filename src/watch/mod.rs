@@ -9,6 +9,7 @@
 //! what its reader has not yet taken. Here the kernel's own buffer is the queue, and its overrun is
 //! told.
 
+mod blocked;
 mod bus;
 mod events;
 mod listener;
@@ -20,6 +21,7 @@ use std::fmt;
 use std::io;
 
 use crate::netlink::Family;
+pub use blocked::{Blocked, BlockedWatch, Error as BlockedError};
 pub use bus::BusAppears;
 use events::Transaction;
 use listener::Listener;
@@ -122,6 +124,7 @@ impl Watch {
         match family {
             Family::Route => self.own_route.insert(port),
             Family::Netfilter => self.own_netfilter.insert(port),
+            Family::SockDiag => true,
         };
     }
 

@@ -2,7 +2,9 @@
 
 use std::process::{Command, Stdio};
 
+use killswitch::lab::addresses::CLIENT_LINK;
 use killswitch::lab::harness::{Outcome, Test, eventually};
+use killswitch::lab::link::PacketSocket;
 
 use super::stage::Stage;
 
@@ -11,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("unlock_and_lock_through_the_daemon", lock),
     ("reload_keeps_the_old_lock_on_an_error", reload),
     ("monitor_tells_of_tampering_by_whom", monitor),
+    ("monitor_tells_what_is_blocked_and_whose", blocked),
 ];
 
 fn said(output: &std::process::Output) -> String {
@@ -84,5 +87,37 @@ fn monitor() -> Outcome {
         Ok(has("tampered") && has("repaired"))
     })?;
     std::fs::remove_file(log)?;
+    Ok(())
+}
+
+fn blocked() -> Outcome {
+    let stage = Stage::set()?;
+    let mut command = Command::new(&stage.program);
+    let log = std::env::temp_dir().join("blocked.log");
+    command.args(["--json", "monitor"]).stdin(Stdio::null()).stdout(std::fs::File::create(&log)?);
+    let _monitor = stage.lab.client.start(command)?;
+    let socket = PacketSocket::open(&stage.lab.client, CLIENT_LINK)?;
+    // Of types that no rule knows, from LLDP's on: the same would be told once, and the monitor may
+    // not listen yet.
+    let mut kind = 0x88cc_u16;
+    eventually("a blocked frame is told", || {
+        let mut frame = vec![0xff; 12];
+        frame.extend(kind.to_be_bytes());
+        frame.resize(60, 0);
+        assert!(socket.send(&frame).is_err());
+        kind += 1;
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        Ok(text.lines().any(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            event["event"] == "blocked"
+                && event["link"] == CLIENT_LINK
+                && event["protocol"].as_str().is_some_and(|it| it.starts_with("0x"))
+                && event["uid"] == nix::unistd::geteuid().as_raw()
+        }))
+    })?;
+    let told = stage.daemon.log()?;
+    assert!(told.contains("blocked 0x"), "the journal does not say so: {told}");
+    assert_eq!(stage.status()?["degraded"], serde_json::json!([]));
+    stage.nothing_leaked("blocked frames")?;
     Ok(())
 }

@@ -21,6 +21,8 @@ pub fn play() -> Option<ExitCode> {
         "keeper" => keep(),
         "adopter" => adopt(),
         "sleeper" => sleep(),
+        "sender" => crate::blocked::send(),
+        "waiting sender" => crate::blocked::send_and_wait(),
         other => Err(other.into()),
     };
     if let Err(error) = &done {

@@ -295,13 +295,13 @@ pub fn nothing_runs_while_nothing_happens() -> Outcome {
     Ok(())
 }
 
-fn switches() -> Result<u64> {
+pub fn switches() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/status").during("status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     line.and_then(|it| it.trim().parse().ok()).ok_or_else(|| Error::new("no switches"))
 }
 
-fn cpu_time() -> Result<Duration> {
+pub fn cpu_time() -> Result<Duration> {
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
     Ok(nix::time::clock_gettime(clock).during("clock")?.into())
 }

@@ -66,6 +66,7 @@ impl Daemon {
         all.extend(self.lock_degraded.iter().cloned());
         all.extend(self.link_degraded.iter().cloned());
         all.extend(self.control_degraded.iter().cloned());
+        all.extend(self.blocked_degraded.iter().cloned());
         all.extend(self.engine.degraded());
         all
     }

@@ -24,7 +24,7 @@ use crate::engine::{Command, Effect, Engine, Event, State, Time};
 use crate::lock::{self, Keeper};
 use crate::netlink::Family;
 use crate::policy::Policy;
-use crate::watch::{Observer, Sleep, Watch};
+use crate::watch::{Blocked, BlockedWatch, Observer, Sleep, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
 use requests::Answer;
 
@@ -49,6 +49,7 @@ pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
             woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
             () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
             () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+            blocked = blocked(&mut daemon.blocked) => daemon.tell_blocked(blocked),
             // Last: in a storm there is always one more.
             change = daemon.watch.next() => daemon.changed(change).await,
         }
@@ -73,6 +74,8 @@ struct Daemon {
     own_ports: Vec<(Family, u32)>,
     observer: Observer,
     sleep: Option<Sleep>,
+    /// `None`: nobody is told what is blocked.
+    blocked: Option<BlockedWatch>,
     alarm: Option<TrafficAlarm>,
     board: Arc<Board>,
     calls: mpsc::Receiver<Call>,
@@ -93,6 +96,7 @@ struct Daemon {
     lock_degraded: Vec<String>,
     link_degraded: Vec<String>,
     control_degraded: Option<String>,
+    blocked_degraded: Option<String>,
     failing: BTreeSet<String>,
     /// Changes by others that are not yet undone.
     disturbed: bool,
@@ -146,6 +150,13 @@ impl Daemon {
         let sleep = Sleep::open()
             .inspect_err(|error| tracing::warn!(%error, "waking up goes unnoticed"))
             .ok();
+        let (blocked, blocked_degraded) = match BlockedWatch::open() {
+            Ok(blocked) => (Some(blocked), None),
+            Err(error) => {
+                tracing::warn!(%error, "what is blocked is not told");
+                (None, Some(format!("what is blocked is not told: {error}")))
+            }
+        };
         let network = observer.observe(policy.tunnel.as_ref()).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "links and routes cannot be read yet");
             crate::watch::Observed { network: Default::default(), links_changed: true }
@@ -166,6 +177,7 @@ impl Daemon {
             own_ports,
             observer,
             sleep,
+            blocked,
             alarm: None,
             board,
             calls,
@@ -179,6 +191,7 @@ impl Daemon {
             lock_degraded: Vec::new(),
             link_degraded: Vec::new(),
             control_degraded,
+            blocked_degraded,
             failing: BTreeSet::new(),
             disturbed: false,
             repairs: 0,
@@ -298,6 +311,13 @@ async fn until(deadline: Option<Time>) {
 async fn sent(alarm: &Option<TrafficAlarm>) -> std::io::Result<()> {
     match alarm {
         Some(alarm) => alarm.sent().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn blocked(watch: &mut Option<BlockedWatch>) -> std::io::Result<Blocked> {
+    match watch {
+        Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
 }

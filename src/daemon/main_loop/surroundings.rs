@@ -7,7 +7,7 @@ use super::Daemon;
 use crate::daemon::calls;
 use crate::daemon::lanes::Lane;
 use crate::engine::{Effect, Event, Layer, State, TunnelLink};
-use crate::watch::{Change, Culprit, Observer, Watch};
+use crate::watch::{Blocked, Change, Culprit, Observer, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
 
 /// Before a failed socket is opened anew.
@@ -104,6 +104,29 @@ impl Daemon {
         let by = culprit.map(|it| format!(" by {it}")).unwrap_or_default();
         tracing::warn!(LAYER = layer, PID = pid, PROCESS = process, "{layer} changed{by}: mending");
         self.board.tell(calls::Event::Tampered { layer: layer.into(), pid, process });
+    }
+
+    pub(super) fn tell_blocked(&mut self, blocked: std::io::Result<Blocked>) {
+        match blocked {
+            Ok(blocked) => {
+                tracing::info!(
+                    LINK = blocked.link,
+                    DESTINATION = blocked.destination.map(|it| it.to_string()),
+                    PORT = blocked.port,
+                    PROTOCOL = blocked.protocol,
+                    UID = blocked.uid,
+                    CGROUP = blocked.cgroup,
+                    SUPPRESSED = blocked.suppressed,
+                    "blocked {blocked}"
+                );
+                self.board.tell(calls::Event::Blocked(blocked));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what is blocked is not told from now on");
+                self.blocked_degraded = Some(format!("what is blocked is not told: {error}"));
+                self.blocked = None;
+            }
+        }
     }
 
     pub(super) fn woke(&mut self, woke: std::io::Result<()>) {

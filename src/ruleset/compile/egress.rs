@@ -76,6 +76,7 @@ impl Build<'_> {
             rules.push(rule(matches, Action::Return, "tagged"));
         }
         rules.push(rule(tagged(ETH_P_ARP), Action::Return, "tagged"));
+        rules.extend(self.log_blocked());
         rules.push(counted([], Action::Drop, "blocked: frame of another type than it says"));
         Some(chain("honest", rules))
     }
@@ -93,10 +94,9 @@ impl Build<'_> {
     }
 
     pub(super) fn egress(&self, name: String, devices: Devices) -> Chain {
-        let rules = vec![
-            rule([], Action::Jump("frames".into()), "what may leave"),
-            counted([], Action::Drop, "blocked: frame"),
-        ];
+        let mut rules = vec![rule([], Action::Jump("frames".into()), "what may leave")];
+        rules.extend(self.log_blocked());
+        rules.push(counted([], Action::Drop, "blocked: frame"));
         Chain {
             name,
             base: Some(Base { devices, ..base(Hook::Egress, FILTER, ChainPolicy::Drop) }),

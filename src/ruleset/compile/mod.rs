@@ -37,6 +37,8 @@ pub struct LinkRef {
 
 /// Local experimental EtherType 1 (IEEE 802): the guard's own probe.
 pub const PROBE_ETHERTYPE: u16 = 0x88b5;
+/// The comment of the rules that log.
+pub const LOG_COMMENT: &str = "log what is blocked";
 /// The mark of the guard's own probe on loopback: "kspr" in ASCII.
 pub const PROBE_MARK: u32 = 0x6b73_7072;
 
@@ -140,6 +142,14 @@ impl Build<'_> {
     /// IPv6 packet's bytes as IPv4's.
     pub(super) fn of(&self, ip: Ip, matches: impl IntoIterator<Item = Match>) -> Vec<Match> {
         of_family(self.family, ip, matches)
+    }
+
+    /// Before the drops at the end of a chain: whoever listens is told what they block. As slow as
+    /// that, a flood costs little and leaves room for the rest. Not in the strictest lock, which is
+    /// the static one.
+    pub(super) fn log_blocked(&self) -> Option<Rule> {
+        let log = rule([], Action::Log { rate: 10, burst: 20 }, LOG_COMMENT);
+        self.policy.tunnel.is_some().then_some(log)
     }
 
     pub(super) fn base(

@@ -66,6 +66,8 @@ impl Build<'_> {
             ));
         }
         rules.push(rule([], Action::Jump("leave".into()), "what may leave"));
+        // While the sender's socket is known.
+        rules.extend(self.log_blocked());
         rules.push(counted(
             [protocol(TCP)],
             Action::Reject(Rejection::TcpReset),
@@ -76,7 +78,8 @@ impl Build<'_> {
     }
 
     pub(super) fn postrouting(&self) -> Chain {
-        let rules = vec![rule([], Action::Jump("leave".into()), "what may leave")];
+        let mut rules = vec![rule([], Action::Jump("leave".into()), "what may leave")];
+        rules.extend(self.log_blocked());
         self.base("postrouting", Hook::Postrouting, LAST, rules)
     }
 
@@ -126,6 +129,7 @@ impl Build<'_> {
         if self.policy.forward_into_tunnel {
             forward.extend(self.forward_lan_and_replies());
         }
+        forward.extend(self.log_blocked());
         chains.push(self.base("forward", Hook::Forward, FILTER, forward));
         chains
     }
