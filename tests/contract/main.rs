@@ -1,6 +1,8 @@
 //! The contract: what people type and scripts read, by the real program against the real kernel.
 
 mod boot;
+mod completions;
+mod failure;
 mod machine;
 mod output;
 mod plan;
@@ -35,6 +37,17 @@ fn main() -> std::process::ExitCode {
             an_open_machine_stays_as_it_was
             who_may_not_is_told_so
             the_owner_of_a_table_is_named;
+        failure:
+            every_failure_is_a_document
+            a_failing_check_says_all_it_found
+            what_is_not_permitted_is_a_document
+            every_exit_status_is_tested
+            a_misspelt_word_gets_a_suggestion
+            a_reading_that_fails_is_a_line;
+        completions:
+            bash_completes
+            zsh_completes
+            fish_completes;
         boot:
             a_bad_configuration_at_boot_is_the_strictest_lock
             a_bad_configuration_at_boot_tightens_what_is_there
