@@ -204,7 +204,8 @@ pub(super) fn view(
     let mut previous: Option<Reading> = None;
     let mut reading = Reading { at: Duration::ZERO, status: first };
     loop {
-        screen.show(&draw(previous.as_ref(), &reading, &dropped, &recent(), screen.size()))?;
+        let size = screen.size();
+        screen.show(&draw(previous.as_ref(), &reading, &dropped, &recent(), size), size)?;
         match screen.wait(reading.at + pause, begin)? {
             Happened::Quit => break,
             Happened::Ended(signal) => {
@@ -303,7 +304,7 @@ impl Screen {
         }
     }
 
-    fn show(&self, lines: &[Line]) -> std::io::Result<()> {
+    fn show(&self, lines: &[Line], size: Size) -> std::io::Result<()> {
         let painted: Vec<String> = lines
             .iter()
             .map(|line| match line.style {
@@ -311,8 +312,10 @@ impl Screen {
                 None => line.text.clone(),
             })
             .collect();
-        // Home; each line, and what was to the right of it cleared; then what was below (ECMA-48).
-        write(&format!("\x1b[H{}\x1b[K\x1b[J", painted.join("\x1b[K\r\n")))
+        // Home; each line after what was there is cleared; then what is below (ECMA-48). Clearing
+        // after a line would take the last column of one that is as wide as the terminal.
+        let below = if lines.len() < size.rows { "\n\x1b[J" } else { "" };
+        write(&format!("\x1b[H\x1b[K{}{below}", painted.join("\n\x1b[K")))
     }
 
     /// Until this time after `begin`, or until something happens.

@@ -52,6 +52,7 @@ impl Shelf {
             .env("HOME", self.machine.path(""))
             .env("FOLDER", self.machine.path(""))
             .env("TYPED", typed)
+            .env("TERM", "xterm")
             .stdin(std::process::Stdio::null());
         let run = self.machine.run(command)?;
         match run.code {
@@ -112,27 +113,34 @@ pub fn zsh_completes() -> Outcome {
     const SCRIPT: &str = r#"
         zmodload zsh/zpty
         zpty inner zsh -f -i
-        say() { zpty -w inner "$1"; }
-        until_seen() { # PATTERN: prints what is shown until then
+        until_shown() { # TEXT: prints all that is shown until then
             local all= part
-            while zpty -r inner part; do
-                all+=$part
-                [[ $all == *$~1* ]] && break
+            until [[ $all == *"$1"* ]]; do
+                zpty -rt inner part && all+=$part || sleep 0.05
             done
             print -r -- "$all"
         }
-        say "PS1='<ready>'; stty -echo columns 200; unsetopt zle_bracketed_paste"
-        say "fpath=($FOLDER \$fpath); autoload -Uz compinit; compinit -u -d $FOLDER/dump"
-        say "LISTMAX=1000; zstyle ':completion:*' list-colors; unsetopt always_last_prompt"
-        say "print -r -- lo''aded"
-        until_seen loaded >/dev/null
-        until_seen '<ready>' >/dev/null
+        zpty -w inner "PS1='ready: '; stty columns 200; bindkey -e"
+        zpty -w inner "fpath=($FOLDER \$fpath); autoload -Uz compinit; compinit -u -d $FOLDER/dump"
+        zpty -w inner "print -r -- lo''aded"
+        until_shown loaded >/dev/null
+        until_shown 'ready: ' >/dev/null
         zpty -n -w inner "$TYPED"$'\C-d'
         zpty -n -w inner $'\C-a\C-kprint -r -- en\'\'ded\n'
-        until_seen $'ended'
+        until_shown ended
         zpty -d inner"#;
     offers_what_is_expected("zsh", |shelf, typed| {
         let text = shelf.ask("zsh", &["-f", "-c", SCRIPT], typed)?;
-        Ok(text.replace('\r', "\n"))
+        Ok(without_escapes(&text))
+    })
+}
+
+/// What steers a terminal is a gap between words.
+fn without_escapes(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| {
+        let end = part.find(|it: char| it.is_ascii_alphabetic()).map_or(part.len(), |at| at + 1);
+        all + " " + &part[end..]
     })
 }

@@ -10,6 +10,7 @@ mod refusal;
 mod secrets;
 mod shipped;
 mod state;
+mod view;
 
 use killswitch::lab::harness;
 
@@ -48,6 +49,12 @@ fn main() -> std::process::ExitCode {
             bash_completes
             zsh_completes
             fish_completes;
+        view:
+            it_lives
+            the_terminal_is_given_back
+            it_stops_and_goes_on
+            it_fits_the_terminal
+            it_has_colours_unless_told_otherwise;
         boot:
             a_bad_configuration_at_boot_is_the_strictest_lock
             a_bad_configuration_at_boot_tightens_what_is_there
