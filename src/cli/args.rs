@@ -19,6 +19,8 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
     [(0, "no change"), (3, "nothing loosens"), (5, "something loosens")];
 
+const EVERYWHERE: &str = "Options of all commands";
+
 /// A VPN kill switch: while locked, nothing leaves this machine but through the tunnel.
 ///
 /// The kernel keeps the promise, not this program: the rules depend on nothing but the
@@ -35,17 +37,18 @@ pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
         4. killswitch lock                     lock now\n  \
         5. killswitch status                   does it hold?\n  \
         6. systemctl enable --now killswitch   lock at every boot, and stay connected\n\n\
-        Back again: killswitch unlock. It works with the daemon stopped, dead or hung.\n\
-        Nothing is touched by: killswitch demo\n\n\
+        Open again, the daemon dead or alive: killswitch unlock\n\
+        See it all and touch nothing: killswitch demo\n\n\
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
         See also: killswitch COMMAND --help, killswitch(8), killswitch.toml(5)."
 )]
 pub struct Arguments {
     /// The configuration; drop-ins are read from the directory of the same name with .d for .toml.
-    #[arg(long, global = true, value_name = "FILE", default_value = crate::config::DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE,
+          default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
     /// Print one JSON document instead of text, also of a failure.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -61,12 +64,13 @@ pub enum Command {
     /// meanwhile. It needs no daemon, no network and no tunnel.
     #[command(after_help = "Examples:\n  \
         killswitch lock                 lock by /etc/killswitch.toml\n  \
-        killswitch lock && killswitch connect")]
+        killswitch lock --yes           also if that cuts off this SSH session")]
     Lock(Lock),
     /// Open the lock: everything may leave in clear.
     ///
     /// Until the next `lock` or `reload`, or start of the daemon. Asks at a terminal; scripts say
     /// --yes. It works with the daemon stopped, dead or hung.
+    #[command(after_help = "To take the tunnel down, and stay locked: killswitch disconnect")]
     Unlock(Unlock),
     /// Apply the configuration, as it is now in the file.
     ///
@@ -93,28 +97,31 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         killswitch status --watch                   a live view; q quits\n  \
         killswitch --json status | jq -r .state     connected, connecting, blocked, open, damaged\n  \
-        killswitch status >/dev/null || [ $? = 10 ] is it locked?")]
+        killswitch status || [ $? = 10 ]            does it hold, with or without a tunnel?")]
     Status(Status),
     /// Print what happens, as it happens, until interrupted.
     ///
     /// The tunnel's state, changes to the lock by others and their repair, what fails. With --json
     /// one document to a line.
+    #[command(after_help = "Example: killswitch --json monitor | jq --unbuffered -r .event")]
     Monitor,
     /// Validate a configuration; name what is legal but unwise.
     #[command(after_help = "Examples:\n  \
-        killswitch check                the one in use\n  \
-        killswitch check new.toml       another one, before it is put in place")]
+        killswitch check                is /etc/killswitch.toml right?\n  \
+        killswitch check new.toml       is this one, before it is put in its place?")]
     Check(File),
     /// Show what a configuration would change, each line marked "tightens" or "loosens".
     ///
     /// Against the live rules. With --exit-code the exit status is 0: no change, 3: nothing
     /// loosens, 5: something loosens.
     #[command(after_help = "Examples:\n  \
-        killswitch plan && killswitch reload\n  \
+        killswitch plan                                      what would a reload change?\n  \
         killswitch plan --exit-code new.toml || [ $? = 3 ]   would it loosen nothing?")]
     Plan(Plan),
     /// Print the compiled ruleset.
-    #[command(after_help = "Example: killswitch rules | nft -c -f -     would nft take it?")]
+    #[command(after_help = "Examples:\n  \
+        killswitch rules                         to be held against: nft list table inet killswitch\n  \
+        killswitch rules --strictest             what is loaded if the configuration is broken")]
     Rules(Rules),
     /// Say which rule of the configuration decides on a packet, and why.
     ///

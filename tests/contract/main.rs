@@ -63,6 +63,7 @@ fn main() -> std::process::ExitCode {
             a_session_shows_in_the_environment_of_a_parent;
         plan:
             more_loosens_and_less_tightens
+            the_exit_status_tells_the_effect
             what_others_did_is_shown
             no_change_is_said_of_none_only;
         state:

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
 use killswitch::config::{self, LinkPattern};
 use killswitch::lock::{Layers, State, Status, Tunnel};
@@ -156,7 +156,7 @@ fn full_status() -> Value {
         daemon: true,
         routing_guard: true,
     };
-    serde_json::to_value(status).unwrap()
+    serde_json::to_value(status).expect("a document")
 }
 
 fn keys(value: &Value, found: &mut BTreeSet<String>) {
@@ -203,11 +203,11 @@ fn schema() -> BTreeMap<String, BTreeSet<String>> {
 /// What stands for a key that a file does not have, as a file would have it; of those that have a
 /// value then.
 fn defaults() -> BTreeMap<String, String> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&path, text).expect(name);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect(name);
         path
     };
     write("private.key", "yAnz5TF+lXXJte14tjlAlNrmRAfyiuDJ0vyQqyPSTEk=");
@@ -215,7 +215,7 @@ fn defaults() -> BTreeMap<String, String> {
                    addresses = [\"10.64.0.2/32\"]\n[[server]]\nname = \"a\"\n\
                    endpoints = [\"198.51.100.7:51820\"]\n\
                    public_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n";
-    let config = config::load(&write("killswitch.toml", minimal)).unwrap();
+    let config = config::load(&write("killswitch.toml", minimal)).expect("a configuration");
     let (tunnel, allow) = (&config.tunnel, &config.allow);
     let word = |value: &dyn std::fmt::Debug| format!("\"{}\"", format!("{value:?}").to_lowercase());
     let links = |patterns: &[LinkPattern]| {
@@ -276,4 +276,43 @@ fn the_manual_has_every_key_with_its_default() {
     }
     assert_eq!(listed, schema());
     assert_eq!(said, defaults());
+}
+
+/// Every line of help and of the manual that begins with the program's name, or has it after a
+/// colon: up to what a shell makes of it, or what explains it.
+fn examples() -> Vec<String> {
+    let command = Arguments::command();
+    let mut texts: Vec<String> = command
+        .get_subcommands()
+        .chain([&command])
+        .filter_map(|it| it.get_after_help().map(ToString::to_string))
+        .collect();
+    texts.push(read(MANUALS[0]).replace(".Dl ", ""));
+    let mut found = Vec::new();
+    for line in texts.iter().flat_map(|text| text.lines()) {
+        let line = line.trim_start_matches([' ', '.', '1', '2', '3', '4', '5', '6']);
+        let after_colon = line.rsplit_once(": ").map_or("", |(_, after)| after.trim_start());
+        for part in [line, after_colon] {
+            if part.starts_with("killswitch ") {
+                let end = [" | ", " || ", "  "].iter().filter_map(|it| part.find(it)).min();
+                found.push(part[..end.unwrap_or(part.len())].trim_end().to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn examples_can_be_typed() {
+    let examples = examples();
+    assert!(examples.len() > 20, "{examples:#?}");
+    for example in examples {
+        // One that names a placeholder is no example.
+        if example.split(' ').any(|word| word == "COMMAND") {
+            continue;
+        }
+        if let Err(error) = Arguments::try_parse_from(example.split(' ')) {
+            panic!("{example}: {error}");
+        }
+    }
 }
