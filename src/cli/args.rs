@@ -17,7 +17,7 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
 ];
 /// What `plan --exit-code` says by its exit status.
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
-    [(0, "no change"), (3, "nothing loosens"), (5, "something loosens")];
+    [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
 
 const EVERYWHERE: &str = "Options of all commands";
 
@@ -112,11 +112,11 @@ pub enum Command {
     Check(File),
     /// Show what a configuration would change, each line marked "tightens" or "loosens".
     ///
-    /// Against the live rules. With --exit-code the exit status is 0: no change, 3: nothing
-    /// loosens, 5: something loosens.
+    /// Against the live rules. With --exit-code the exit status is 0: no change, 3: no line
+    /// loosens, 5: a line loosens.
     #[command(after_help = "Examples:\n  \
         killswitch plan                                      what would a reload change?\n  \
-        killswitch plan --exit-code new.toml || [ $? = 3 ]   would it loosen nothing?")]
+        killswitch plan --exit-code new.toml || [ $? = 3 ]   is there no line that loosens?")]
     Plan(Plan),
     /// Print the compiled ruleset.
     #[command(after_help = "Examples:\n  \
@@ -226,7 +226,7 @@ pub struct File {
 pub struct Plan {
     /// The configuration to look at instead of the one in use.
     pub file: Option<PathBuf>,
-    /// Tell by the exit status: 0 no change, 3 nothing loosens, 5 something loosens.
+    /// Tell by the exit status: 0 no change, 3 no line loosens, 5 a line loosens.
     #[arg(long)]
     pub exit_code: bool,
 }

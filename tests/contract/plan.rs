@@ -69,7 +69,7 @@ pub fn more_loosens_and_less_tightens() -> Outcome {
 /// A script that reloads only what loosens nothing need not read the words.
 pub fn the_exit_status_tells_the_effect() -> Outcome {
     let machine = Machine::new()?;
-    let lan = format!("{TUNNEL}\n[allow]\nlan = [\"192.168.1.0/24\"]\n");
+    let ntp = format!("{TUNNEL}\n[allow]\nntp = [\"192.0.2.123\"]\n");
     let plan = |code| -> Outcome {
         for arguments in [&["plan", "--exit-code"][..], &["--json", "plan", "--exit-code"]] {
             machine.killswitch(arguments)?.exits(code);
@@ -79,7 +79,7 @@ pub fn the_exit_status_tells_the_effect() -> Outcome {
     plan(3)?;
     machine.killswitch(&["lock"])?.exits(0);
     plan(0)?;
-    machine.configure(&lan)?;
+    machine.configure(&ntp)?;
     plan(5)?;
     // Without the option a plan that could be made is a success.
     machine.killswitch(&["plan"])?.exits(0);
@@ -88,7 +88,7 @@ pub fn the_exit_status_tells_the_effect() -> Outcome {
     machine.configure(TUNNEL)?;
     plan(3)?;
     // One that does both loosens.
-    machine.configure(&lan.replace("192.168.1.0", "192.168.2.0"))?;
+    machine.configure(&ntp.replace("192.0.2.123", "192.0.2.124"))?;
     plan(5)?;
     Ok(())
 }
