@@ -136,8 +136,8 @@ pub fn a_misspelt_word_gets_a_suggestion() -> Outcome {
     Ok(())
 }
 
-/// A stream's failures are lines among its lines.
-pub fn a_reading_that_fails_is_a_line() -> Outcome {
+/// A document to a line, whatever becomes of the configuration.
+pub fn a_stream_goes_on_where_the_file_is_broken() -> Outcome {
     let machine = Machine::new()?;
     let mut command = machine.command(&["--json", "status", "--watch"]);
     command.stdout(Stdio::piped());

@@ -44,7 +44,7 @@ fn main() -> std::process::ExitCode {
             what_is_not_permitted_is_a_document
             every_exit_status_is_tested
             a_misspelt_word_gets_a_suggestion
-            a_reading_that_fails_is_a_line;
+            a_stream_goes_on_where_the_file_is_broken;
         completions:
             bash_completes
             zsh_completes
