@@ -9,6 +9,9 @@ LAB := --features lab
 # upgraded. The target is named, since procedural macros cannot be static.
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO)
+BUILT := target/$(HOST)/release/killswitch
+# Where Debian's zsh looks; elsewhere it is /usr/share/zsh/site-functions.
+ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 
 # The units, the resolvers' keepers, and a machine's other firewalls, under a systemd of their own.
 CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours
@@ -42,10 +45,12 @@ bench: deps
 
 release: deps
 	$(STATIC) build --target $(HOST) --release
+	for shell in bash zsh fish; do \
+	$(BUILT) completions $$shell >$(BUILT).$$shell || exit 1; done
 
 # What packaging/README.md lists; build first with `make release`, not as root.
 install:
-	install -D -m755 target/$(HOST)/release/killswitch $(DESTDIR)/usr/bin/killswitch
+	install -D -m755 $(BUILT) $(DESTDIR)/usr/bin/killswitch
 	install -D -m644 nft/lock.nft $(DESTDIR)/usr/share/killswitch/lock.nft
 	install -D -m644 systemd/killswitch-lock.service $(DESTDIR)/usr/lib/systemd/system/killswitch-lock.service
 	install -D -m644 systemd/killswitch.service $(DESTDIR)/usr/lib/systemd/system/killswitch.service
@@ -53,6 +58,9 @@ install:
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
+	install -D -m644 $(BUILT).bash $(DESTDIR)/usr/share/bash-completion/completions/killswitch
+	install -D -m644 $(BUILT).zsh $(DESTDIR)$(ZSH_COMPLETIONS)/_killswitch
+	install -D -m644 $(BUILT).fish $(DESTDIR)/usr/share/fish/vendor_completions.d/killswitch.fish
 
 # Formatting, lints, documentation; changes nothing. (Licences: cargo deny check.)
 check: deps

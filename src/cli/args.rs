@@ -5,6 +5,21 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::explain::Words;
+/// What an exit status means; `status` and `plan --exit-code` have their own.
+pub const EXIT_STATUS: [(u8, &str); 5] =
+    [(0, "done"), (1, "failed"), (2, "usage"), (4, "not permitted"), (78, "bad configuration")];
+/// What `status` says by its exit status.
+pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
+    (0, "connected and intact"),
+    (10, "locked without a tunnel"),
+    (20, "open"),
+    (30, "damaged or cannot tell"),
+];
+/// What `plan --exit-code` says by its exit status.
+pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
+    [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
+
+const EVERYWHERE: &str = "Options of all commands";
 
 /// A VPN kill switch: while locked, nothing leaves this machine but through the tunnel.
 ///
@@ -15,21 +30,25 @@ use crate::explain::Words;
     name = "killswitch",
     version,
     after_help = "First steps:\n  \
-        1. write /etc/killswitch.toml:  [tunnel]\n                                  \
+        1. write /etc/killswitch.toml:         [tunnel]\n                                         \
         config = \"/etc/wireguard/wg0.conf\"\n  \
-        2. killswitch check             is it right?\n  \
-        3. killswitch plan              what would it change?\n  \
-        4. killswitch lock              lock now\n  \
-        5. systemctl enable --now killswitch   lock at every boot, and stay connected\n\n\
+        2. killswitch check                    is it right?\n  \
+        3. killswitch plan                     what would it change?\n  \
+        4. killswitch lock                     lock now\n  \
+        5. killswitch status                   does it hold?\n  \
+        6. systemctl enable --now killswitch   lock at every boot, and stay connected\n\n\
+        Open again, the daemon dead or alive: killswitch unlock\n\
+        See it all and touch nothing: killswitch demo\n\n\
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
-        See also: killswitch(8), killswitch.toml(5)."
+        See also: killswitch COMMAND --help, killswitch(8), killswitch.toml(5)."
 )]
 pub struct Arguments {
     /// The configuration; drop-ins are read from the directory of the same name with .d for .toml.
-    #[arg(long, global = true, value_name = "FILE", default_value = crate::config::DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE,
+          default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
-    /// Print one JSON document instead of text.
-    #[arg(long, global = true)]
+    /// Print one JSON document instead of text, also of a failure.
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -40,49 +59,115 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Lock now: nothing leaves but through the tunnel.
+    ///
+    /// What is there already stays; what differs is replaced in place, so nothing slips through
+    /// meanwhile. It needs no daemon, no network and no tunnel.
+    #[command(after_help = "Examples:\n  \
+        killswitch lock                 lock by /etc/killswitch.toml\n  \
+        killswitch lock --yes           also if that cuts off this SSH session")]
     Lock(Lock),
     /// Open the lock: everything may leave in clear.
+    ///
+    /// Until the next `lock` or `reload`, or start of the daemon. Asks at a terminal; scripts say
+    /// --yes. It works with the daemon stopped, dead or hung.
+    #[command(after_help = "To take the tunnel down, and stay locked: killswitch disconnect")]
     Unlock(Unlock),
-    /// Apply the configuration, also to an open machine; if it cannot be used the old lock stays.
+    /// Apply the configuration, as it is now in the file.
+    ///
+    /// Also to an open machine. If the file cannot be used the old lock stays as it is.
+    #[command(after_help = "See first what it would do: killswitch plan")]
     Reload(Reload),
-    /// Bring the tunnel up, and wait until it is: through the servers in their order, or this one
-    /// first.
+    /// Bring the tunnel up, and wait until it is.
+    ///
+    /// Through the servers in the configuration's order, what worked on this network first. Waits
+    /// for 60 seconds at most; the daemon goes on trying after that. The lock stays all the while.
+    #[command(after_help = "Examples:\n  \
+        killswitch connect              through whichever server answers first\n  \
+        killswitch connect se-sto-1     through this one, if it answers")]
     Connect(Connect),
     /// Take the tunnel down. The lock stays: nothing leaves.
+    #[command(after_help = "To use the network without the tunnel: killswitch unlock")]
     Disconnect,
-    /// A fresh handshake, with the present server first; wait for it.
+    /// Make a fresh handshake, with the present server first; wait for it.
     Reconnect,
     /// Say what the kernel holds, the daemon dead or alive.
     ///
     /// Exit status: 0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or
     /// cannot tell.
+    #[command(after_help = "Examples:\n  \
+        killswitch status --watch                   a live view; q quits\n  \
+        killswitch --json status | jq -r .state     connected, connecting, blocked, open, damaged\n  \
+        killswitch status || [ $? = 10 ]            does it hold, with or without a tunnel?")]
     Status(Status),
-    /// Print what happens, as it happens, until interrupted; with --json one document to a line.
+    /// Print what happens, as it happens, until interrupted.
+    ///
+    /// The tunnel's state, changes to the lock by others and their repair, what fails. With --json
+    /// one document to a line.
+    #[command(after_help = "Example: killswitch --json monitor | jq --unbuffered -r .event")]
     Monitor,
     /// Validate a configuration; name what is legal but unwise.
+    #[command(after_help = "Examples:\n  \
+        killswitch check                is /etc/killswitch.toml right?\n  \
+        killswitch check new.toml       is this one, before it is put in its place?")]
     Check(File),
     /// Show what a configuration would change, each line marked "tightens" or "loosens".
-    Plan(File),
+    ///
+    /// Against the live rules. With --exit-code the exit status is 0: no change, 3: no line
+    /// loosens, 5: a line loosens.
+    #[command(after_help = "Examples:\n  \
+        killswitch plan                                      what would a reload change?\n  \
+        killswitch plan --exit-code new.toml || [ $? = 3 ]   is there no line that loosens?")]
+    Plan(Plan),
     /// Print the compiled ruleset.
+    #[command(after_help = "Examples:\n  \
+        killswitch rules                         to be held against: nft list table inet killswitch\n  \
+        killswitch rules --strictest             what is loaded if the configuration is broken")]
     Rules(Rules),
     /// Say which rule of the configuration decides on a packet, and why.
     ///
     /// It asks the rules that the configuration compiles to, not the kernel's, and not the routing
-    /// guard. Example: killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53
+    /// guard.
+    #[command(after_help = "Examples:\n  \
+        a DNS query past the tunnel:  killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53\n  \
+        through the tunnel:           killswitch explain --out wg0 --to 1.1.1.1\n  \
+        somebody knocks at SSH:       killswitch explain --in eth0 --port 22\n  \
+        a container's packet:         killswitch explain --in docker0 --out eth0 --to 1.1.1.1")]
     Explain(Words),
-    /// Show the whole thing in private network namespaces: nothing on this machine is touched, and no
-    /// root is needed where user namespaces are allowed.
+    /// Show the whole thing in private network namespaces: nothing on this machine is touched.
+    ///
+    /// First the leak without the lock, then none with it, through a series of faults. No root is
+    /// needed where user namespaces are allowed.
     Demo,
     /// Keep the lock and the tunnel: what killswitch.service runs.
     ///
     /// SIGHUP reads the configuration anew. SIGTERM ends it; the lock stays.
+    #[command(after_help = "Usually: systemctl enable --now killswitch")]
     Daemon,
     /// Print a completion script for a shell.
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "Packages install them. By hand, in ~/.bashrc:\n  \
+        eval \"$(killswitch completions bash)\""
+    )]
     Completions {
         /// Which shell.
-        shell: clap_complete::Shell,
+        #[arg(value_enum)]
+        shell: Shell,
     },
+    /// Print the names of the configuration's servers, one to a line: for completions.
+    #[command(hide = true)]
+    Servers,
+}
+
+/// Shells with a completion script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// Fish.
+    Fish,
 }
 
 /// Options of `lock`.
@@ -111,14 +196,15 @@ pub struct Unlock {
 /// Options of `connect`.
 #[derive(Debug, Args)]
 pub struct Connect {
-    /// Its name in the configuration.
+    /// The server to try before all others, by its name in the configuration.
     pub server: Option<String>,
 }
 
 /// Options of `status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Show it anew once a second, until interrupted.
+    /// Show it anew once a second, until interrupted: on a terminal a live view, with --json one
+    /// document to a line.
     #[arg(long)]
     pub watch: bool,
 }
@@ -138,10 +224,20 @@ pub struct File {
     pub file: Option<PathBuf>,
 }
 
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// The configuration to look at instead of the one in use.
+    pub file: Option<PathBuf>,
+    /// Tell by the exit status: 0 no change, 3 no line loosens, 5 a line loosens.
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
 /// Options of `rules`.
 #[derive(Debug, Args)]
 pub struct Rules {
-    /// How to print it.
+    /// How to print it: as nft reads it, or as JSON.
     #[arg(long, value_enum, default_value_t = Format::Nft)]
     pub format: Format,
     /// The lock for a configuration that cannot be used, as in nft/lock.nft.

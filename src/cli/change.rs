@@ -23,8 +23,6 @@ struct Report<'a> {
     locked: bool,
     changed: bool,
     degraded: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
 }
 
 pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure> {
@@ -209,10 +207,14 @@ fn unless_forbidden(error: &config::Error) -> Failure {
 fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
     let config = match config::load(&arguments.config) {
         Ok(config) => config,
-        Err(error) => return strictest(arguments, &error),
+        Err(error) => return strictest(&error),
     };
     if !config.lock.at_boot {
         output::warning("lock.at_boot is false: not locked");
+        if arguments.json {
+            let locked = lock::read()?.locked();
+            output::json(&Report { locked, changed: false, degraded: &[] });
+        }
         return Ok(0);
     }
     match lock::lock(&Policy::from_config(&config)) {
@@ -221,28 +223,26 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
             Ok(0)
         }
         Err(error) => {
-            lock::lock(&Policy::strictest())?;
-            Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves")))
+            let Outcome { changed, degraded, .. } = lock::lock(&Policy::strictest())?;
+            Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves"))
+                .with(&Report { locked: true, changed, degraded: &degraded }))
         }
     }
 }
 
-fn strictest(arguments: &Arguments, error: &config::Error) -> Result<u8, Failure> {
+fn strictest(error: &config::Error) -> Result<u8, Failure> {
     let mut outcome = lock::lock(&Policy::strictest())?;
     let text = error.to_string();
     outcome.degraded.insert(0, "the configuration cannot be used; the strictest lock is on".into());
-    if arguments.json {
-        let Outcome { changed, degraded, .. } = &outcome;
-        let report = Report { locked: true, changed: *changed, degraded, error: Some(&text) };
-        output::json(&report);
-    }
-    Err(Failure::new(
+    let Outcome { changed, degraded, .. } = &outcome;
+    let failure = Failure::new(
         BAD_CONFIGURATION,
         format!(
             "{text}\nthe strictest lock is on: nothing leaves this machine\n\
              help: mend the file, then `killswitch reload`"
         ),
-    ))
+    );
+    Err(failure.with(&Report { locked: true, changed: *changed, degraded }))
 }
 
 pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Failure> {
@@ -260,7 +260,7 @@ pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Fail
     };
     let changed = outcome.changed;
     if arguments.json {
-        output::json(&Report { locked: false, changed, degraded: &[], error: None });
+        output::json(&Report { locked: false, changed, degraded: &[] });
     } else if changed {
         output::say("unlocked: everything may leave this machine in clear");
     } else {
@@ -285,7 +285,7 @@ fn confirmed() -> Result<bool, Failure> {
 fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
     let Outcome { changed, degraded, .. } = outcome;
     if arguments.json {
-        output::json(&Report { locked: true, changed: *changed, degraded, error: None });
+        output::json(&Report { locked: true, changed: *changed, degraded });
         return;
     }
     match changed {

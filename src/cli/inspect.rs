@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::args::{Arguments, File, Format, Rules};
+use super::Failure;
+use super::args::{Arguments, File, Format, Plan, Rules};
 use super::output::{Style, harmless, json, say, styled, warning};
-use super::{BAD_CONFIGURATION, Failure};
 use crate::config::{self, Notice};
 use crate::lock;
 use crate::netfilter::live::DORMANT;
@@ -13,44 +13,32 @@ use crate::policy::Policy;
 use crate::ruleset::plan::{Change, Described, Effect, changes};
 use crate::ruleset::{self, Family, Ruleset, Table, expression, text};
 
+/// What `check --json` prints.
+#[derive(Default, Serialize)]
+struct Checked {
+    valid: bool,
+    errors: Vec<String>,
+    warnings: Vec<String>,
+    notices: Vec<String>,
+}
+
 pub(super) fn check(arguments: &Arguments, options: &File) -> Result<u8, Failure> {
-    #[derive(Serialize)]
-    struct Report {
-        valid: bool,
-        errors: Vec<String>,
-        warnings: Vec<String>,
-        notices: Vec<String>,
-    }
     let path = options.file.as_ref().unwrap_or(&arguments.config);
-    let loaded = config::load(path);
+    let config = config::load(path).map_err(|error| {
+        let errors = error.problems().iter().map(ToString::to_string).collect();
+        Failure::from(error).with(&Checked { errors, ..Checked::default() })
+    })?;
     let words = |list: &[Notice]| {
         list.iter().map(|it| format!("{}: {}", it.location, it.message)).collect::<Vec<_>>()
     };
+    let warnings = words(&config::check::warnings(&config));
+    let notices = words(&config.notices);
     if arguments.json {
-        let report = match &loaded {
-            Ok(config) => Report {
-                valid: true,
-                errors: Vec::new(),
-                warnings: words(&config::check::warnings(config)),
-                notices: words(&config.notices),
-            },
-            Err(error) => Report {
-                valid: false,
-                errors: error.problems().iter().map(ToString::to_string).collect(),
-                warnings: Vec::new(),
-                notices: Vec::new(),
-            },
-        };
-        json(&report);
-        return Ok(if report.valid { 0 } else { BAD_CONFIGURATION });
+        json(&Checked { valid: true, errors: Vec::new(), warnings, notices });
+        return Ok(0);
     }
-    let config = loaded?;
-    for line in words(&config::check::warnings(&config)) {
-        warning(&line);
-    }
-    for line in words(&config.notices) {
-        say(&format!("note: {line}"));
-    }
+    warnings.iter().for_each(|line| warning(line));
+    notices.iter().for_each(|line| say(&format!("note: {line}")));
     say(&format!("{}: {}", path.display(), styled(Style::Green, "valid")));
     Ok(0)
 }
@@ -133,14 +121,30 @@ fn table_json(table: &Table) -> serde_json::Value {
     })
 }
 
-pub(super) fn plan(arguments: &Arguments, options: &File) -> Result<u8, Failure> {
+pub(super) fn plan(arguments: &Arguments, options: &Plan) -> Result<u8, Failure> {
     let live = lock::read()?;
     let config = config::load(options.file.as_ref().unwrap_or(&arguments.config))?;
     let policy = Policy::from_config(&config);
     let changes = planned(&policy, &live);
+    show(arguments, &live, &changes);
+    Ok(if options.exit_code { effect_as_status(&changes) } else { 0 })
+}
+
+/// The exit status of `plan --exit-code`.
+fn effect_as_status(changes: &[Change]) -> u8 {
+    const TIGHTENS: u8 = 3;
+    const LOOSENS: u8 = 5;
+    match changes.iter().any(|change| change.effect == Effect::Loosens) {
+        true => LOOSENS,
+        false if changes.is_empty() => 0,
+        false => TIGHTENS,
+    }
+}
+
+fn show(arguments: &Arguments, live: &lock::Live, changes: &[Change]) {
     if arguments.json {
         json(&serde_json::json!({ "locked": live.inet.is_some(), "changes": changes }));
-        return Ok(0);
+        return;
     }
     if live.inet.is_none() {
         say("not locked now: everything may leave; locking tightens it to what follows");
@@ -148,7 +152,7 @@ pub(super) fn plan(arguments: &Arguments, options: &File) -> Result<u8, Failure>
     if changes.is_empty() {
         say("no change");
     }
-    for change in &changes {
+    for change in changes {
         let effect = match change.effect {
             Effect::Tightens => styled(Style::Green, "tightens"),
             Effect::Loosens => styled(Style::Red, "loosens "),
@@ -157,7 +161,6 @@ pub(super) fn plan(arguments: &Arguments, options: &File) -> Result<u8, Failure>
         let sign = if change.added { '+' } else { '-' };
         say(&format!("{effect} {sign} {}: {}", change.place, harmless(&change.text)));
     }
-    Ok(0)
 }
 
 /// What would change in both tables and in the routing guard.

@@ -3,110 +3,58 @@
 //! Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration; `status` has its
 //! own (0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or cannot tell).
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 pub mod args;
 mod change;
+mod completions;
 mod demo;
 mod explain;
+mod failure;
 mod inspect;
 mod output;
 mod ssh;
 mod status;
 mod tunnel;
+mod watch;
 
 use args::{Arguments, Command};
-
-/// Why a command ends without having done what was asked.
-#[derive(Debug)]
-pub struct Failure {
-    code: u8,
-    message: String,
-}
-
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
-const NOT_PERMITTED: u8 = 4;
-const BAD_CONFIGURATION: u8 = 78;
-
-impl Failure {
-    fn new(code: u8, message: impl Into<String>) -> Self {
-        Failure { code, message: message.into() }
-    }
-
-    fn usage(message: impl Into<String>) -> Self {
-        Failure::new(USAGE, message)
-    }
-}
-
-impl From<crate::lock::Error> for Failure {
-    fn from(error: crate::lock::Error) -> Self {
-        let code = match &error {
-            crate::lock::Error::Netfilter(crate::netfilter::Error::NotPermitted) => NOT_PERMITTED,
-            _ => FAILED,
-        };
-        Failure::new(code, error.to_string())
-    }
-}
-
-impl From<crate::config::Error> for Failure {
-    fn from(error: crate::config::Error) -> Self {
-        Failure::new(BAD_CONFIGURATION, error.to_string())
-    }
-}
-
-impl From<crate::dbus::client::Error> for Failure {
-    fn from(error: crate::dbus::client::Error) -> Self {
-        use crate::dbus::Error as Refusal;
-        use crate::dbus::client::Error::{Io, NoBus, NotRunning, OtherFile, Refused, Silent};
-        match error {
-            NotRunning => Failure::new(
-                FAILED,
-                "the daemon does not run\nhelp: systemctl start killswitch; the lock does not need it",
-            ),
-            Silent => Failure::new(
-                FAILED,
-                "the daemon does not answer\nhelp: systemctl restart killswitch; the lock stays",
-            ),
-            Refused(refusal) => {
-                let code = match &refusal {
-                    Refusal::NotAuthorized(_) => NOT_PERMITTED,
-                    Refusal::BadConfiguration(_) => BAD_CONFIGURATION,
-                    Refusal::InvalidArgument(_) => USAGE,
-                    _ => FAILED,
-                };
-                Failure::new(code, refusal.message())
-            }
-            NoBus(_) => Failure::new(NOT_PERMITTED, error.to_string()),
-            Io(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-                Failure::new(NOT_PERMITTED, "only root may talk to the daemon")
-            }
-            OtherFile { .. } | Io(_) => Failure::new(FAILED, error.to_string()),
-        }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Failure::new(FAILED, error.to_string())
-    }
-}
+pub use failure::Failure;
+use failure::{BAD_CONFIGURATION, Document, FAILED, NOT_PERMITTED};
 
 /// The program's `main`.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match Arguments::try_parse_from(&typed) {
+        Ok(arguments) => arguments,
+        // Help and the version come this way too.
+        Err(error) if !error.use_stderr() || !asks_for_json(&typed) => error.exit(),
+        Err(error) => return Failure::from(error).tell(Some(Document::Whole)),
+    };
     // Keys are read: no core dump, and no other process of this user may look (prctl(2)).
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         output::warning(&format!("memory with keys may end up in a core dump: {error}"));
     }
     match run(&arguments) {
         Ok(code) => code.into(),
-        Err(failure) => {
-            output::error(&failure.message);
-            failure.code.into()
-        }
+        Err(failure) => failure.tell(arguments.json.then(|| document(&arguments.command))),
+    }
+}
+
+/// Of a command line that is wrong somewhere.
+fn asks_for_json(typed: &[OsString]) -> bool {
+    typed.iter().take_while(|word| *word != "--").any(|word| word == "--json")
+}
+
+/// A stream has one document to a line, the failure that ends it included.
+fn document(command: &Command) -> Document {
+    match command {
+        Command::Monitor => Document::Line,
+        Command::Status(options) if options.watch => Document::Line,
+        _ => Document::Whole,
     }
 }
 
@@ -126,10 +74,8 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Rules(options) => inspect::rules(arguments, options),
         Command::Explain(options) => explain::explain(arguments, options),
         Command::Demo => demo::demo(arguments),
-        Command::Completions { shell } => {
-            output::completions(*shell);
-            Ok(0)
-        }
+        Command::Completions { shell } => completions::completions(*shell),
+        Command::Servers => completions::servers(&arguments.config),
     }
 }
 

@@ -2,11 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
-use clap::CommandFactory;
 use serde::Serialize;
 
 /// A style that is used only on a terminal, and not under `NO_COLOR` (https://no-color.org).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// Good.
     Green,
@@ -83,18 +82,25 @@ pub fn stream(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// A count of bytes for people: "1.5 KiB".
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{value:.1} {}", UNITS[unit]),
+    }
+}
+
 /// One JSON document on standard output.
 pub fn json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value).expect("our documents have string keys");
     say(&text);
-}
-
-/// A completion script on standard output.
-pub fn completions(shell: clap_complete::Shell) {
-    let mut command = super::args::Arguments::command();
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, "killswitch", &mut script);
-    let _ = std::io::stdout().write_all(&script);
 }
 
 #[cfg(test)]

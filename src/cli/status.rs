@@ -3,16 +3,16 @@
 use std::io::{ErrorKind, IsTerminal};
 use std::time::Duration;
 
-use super::Failure;
 use super::args::{self, Arguments};
 use super::change::load_or_strictest;
-use super::output::{Style, harmless, json, say, stream, styled};
+use super::output::{Style, bytes, harmless, json, say, stream, styled};
+use super::{Failure, watch};
 use crate::dbus::client;
 use crate::lock::{State, Status};
 use crate::status;
 
 /// Exit status where nothing can be told.
-const CANNOT_TELL: u8 = 30;
+pub(super) const CANNOT_TELL: u8 = 30;
 
 pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8, Failure> {
     if options.watch {
@@ -50,34 +50,53 @@ fn add_daemon(status: &mut Status) {
     }
 }
 
-/// Shows it anew every second, until nobody reads: counters make no events.
+/// Shows it anew every second: counters make no events. On a terminal, until interrupted; otherwise
+/// until nobody reads. A reading that fails is shown like any other.
 fn watch(arguments: &Arguments) -> Result<u8, Failure> {
     const PAUSE: Duration = Duration::from_secs(1);
+    let mut reading = Ok(read(arguments)?);
+    if !arguments.json && std::io::stdout().is_terminal() {
+        // What was just blocked, and who sent it, only the daemon could tell.
+        return watch::view(reading, PAUSE, || read(arguments), Vec::new);
+    }
     loop {
-        let status = read(arguments)?;
-        let shown = match (arguments.json, std::io::stdout().is_terminal()) {
-            (true, _) => serde_json::to_string(&status).map_err(std::io::Error::from)?,
-            // Home, and clear to the end: ECMA-48.
-            (false, true) => format!("\x1b[H\x1b[2J{}", lines(&status).join("\n")),
-            (false, false) => lines(&status).join("\n") + "\n",
+        let shown = match (arguments.json, &reading) {
+            (true, Ok(status)) => serde_json::to_string(status).map_err(std::io::Error::from)?,
+            (true, Err(failure)) => failure.document().to_string(),
+            (false, Ok(status)) => lines(status).join("\n") + "\n",
+            (false, Err(failure)) => format!("cannot tell: {}\n", harmless(&failure.message)),
         };
         if stream(&shown).is_err() {
-            return Ok(status.exit_code());
+            return Ok(reading.map_or(CANNOT_TELL, |status| status.exit_code()));
         }
         std::thread::sleep(PAUSE);
+        reading = read(arguments);
+    }
+}
+
+/// A state's colour, its name and what it means.
+pub(super) fn state(status: &Status) -> (Style, &'static str, &'static str) {
+    match status.state {
+        State::Connected => (Style::Green, "connected", "locked, and the tunnel's link is up"),
+        State::Connecting => (Style::Yellow, "connecting", "locked; nothing leaves in clear"),
+        State::Blocked => (Style::Yellow, "blocked", "locked, no tunnel; nothing leaves"),
+        State::Open => (Style::Red, "open", open_meaning(status)),
+        State::Damaged => (Style::Red, "damaged", "not what the configuration asks for"),
+    }
+}
+
+/// When the last handshake was.
+pub(super) fn handshake(age_s: Option<u64>) -> String {
+    match age_s {
+        Some(age) => format!("last handshake {age} s ago"),
+        None => "no handshake yet".to_owned(),
     }
 }
 
 fn lines(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |line: String| lines.push(line);
-    let (style, word, meaning) = match status.state {
-        State::Connected => (Style::Green, "connected", "locked, and the tunnel's link is up"),
-        State::Connecting => (Style::Yellow, "connecting", "locked; nothing leaves in clear"),
-        State::Blocked => (Style::Yellow, "blocked", "locked, no tunnel; nothing leaves"),
-        State::Open => (Style::Red, "open", open_meaning(status)),
-        State::Damaged => (Style::Red, "damaged", "not what the configuration asks for"),
-    };
+    let (style, word, meaning) = state(status);
     say(format!("state     {}: {meaning}", styled(style, word)));
     if let Some(tunnel) = &status.tunnel {
         let state = if tunnel.up { "up" } else { "down or absent" };
@@ -88,10 +107,7 @@ fn lines(status: &Status) -> Vec<String> {
             bytes(tunnel.tx_bytes)
         ));
         if let (Some(server), Some(endpoint)) = (&tunnel.server, &tunnel.endpoint) {
-            let handshake = match tunnel.last_handshake_age_s {
-                Some(age) => format!("last handshake {age} s ago"),
-                None => "no handshake yet".to_owned(),
-            };
+            let handshake = handshake(tunnel.last_handshake_age_s);
             say(format!("server    {server} ({endpoint}), {handshake}"));
         }
     }
@@ -131,19 +147,5 @@ fn open_meaning(status: &Status) -> &'static str {
     match (status.layers.routes, status.layers.egress.is_empty()) {
         (false, true) => "not locked; everything may leave in clear",
         _ => "the table is gone; only other layers still hold: run `killswitch lock`",
-    }
-}
-
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{value:.1} {}", UNITS[unit]),
     }
 }

@@ -70,6 +70,23 @@ pub struct Config {
     pub places: Places,
 }
 
+impl Config {
+    /// The place of the server of this name in [`Config::servers`].
+    ///
+    /// # Errors
+    /// There is none: which one was probably meant, or else which there are.
+    pub fn server_named(&self, name: &str) -> Result<usize, String> {
+        let names: Vec<&str> = self.servers.iter().map(|server| server.name.as_str()).collect();
+        names.iter().position(|it| *it == name).ok_or_else(|| {
+            let wrong = format!("there is no server {}", text::quote(name));
+            match text::nearest(name, &names) {
+                Some(meant) => format!("{wrong}\nhelp: did you mean \"{meant}\"?"),
+                None => format!("{wrong}\nhelp: the configuration has {}", names.join(", ")),
+            }
+        })
+    }
+}
+
 /// Where the values of a [`Config`] stand: for messages.
 #[derive(Debug, Clone, Default)]
 pub struct Places {

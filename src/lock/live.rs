@@ -21,6 +21,13 @@ pub struct Live {
     pub links: Vec<Link>,
 }
 
+impl Live {
+    /// Whether our table is there and awake, whatever it holds.
+    pub fn locked(&self) -> bool {
+        self.inet.as_ref().is_some_and(|table| table.flags & live::DORMANT == 0)
+    }
+}
+
 /// Reads it.
 ///
 /// # Errors

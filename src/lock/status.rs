@@ -90,7 +90,7 @@ impl Status {
     /// used, in which case the policy is the strictest.
     pub fn of(live: &Live, policy: &Policy, complaint: Option<String>) -> Self {
         let mut degraded: Vec<String> = complaint.into_iter().collect();
-        let locked = live.inet.as_ref().is_some_and(|table| table.flags & live::DORMANT == 0);
+        let locked = live.locked();
         let table = table_is_intact(live, policy, &mut degraded);
         let egress = guarded_links(live, policy, locked, &mut degraded);
         let routes = routes_are_intact(live, policy, locked, &mut degraded);

@@ -271,3 +271,22 @@ fn large_files_are_answered() {
         assert_ne!(site.load(), "read");
     }
 }
+
+#[test]
+fn a_misspelt_server_gets_a_suggestion() {
+    let site = Site::new();
+    let more = "[[server]]\nname = \"se-sto-2\"\nendpoints = [\"198.51.100.8:51820\"]\n\
+                public_key = \"TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=\"\n";
+    site.write("killswitch.toml", format!("[tunnel]\nconfig = \"wg0.conf\"\n{more}"), 0o644);
+    let config = config::load(&site.path("killswitch.toml")).unwrap();
+    assert_eq!(config.server_named("wg0"), Ok(0));
+    assert_eq!(config.server_named("se-sto-2"), Ok(1));
+    let refusal = |name: &str| config.server_named(name).unwrap_err();
+    assert_eq!(
+        refusal("se-sot-2"),
+        "there is no server \"se-sot-2\"\nhelp: did you mean \"se-sto-2\"?"
+    );
+    let said = "there is no server \"us\"\nhelp: the configuration has wg0, se-sto-2";
+    assert_eq!(refusal("us"), said);
+    assert!(!refusal("a\u{1b}[2J").contains('\u{1b}'));
+}

@@ -50,8 +50,13 @@ pub fn a_bad_configuration_at_boot_tightens_what_is_there() -> Outcome {
     assert!(machine.reaches_the_other_end()?);
     machine.configure("colour = \"red\"\n")?;
     let run = machine.killswitch(&["--json", "lock", "--boot"])?.exits(78);
-    assert_eq!(run.json()["locked"], true);
-    assert!(run.json()["error"].as_str().unwrap_or_default().contains("colour"));
+    let report = run.json();
+    assert_eq!([&report["locked"], &report["changed"]], [true, true], "{report}");
+    let error = &report["error"];
+    assert_eq!(error["code"], 78, "{report}");
+    assert!(error["message"].as_str().unwrap_or_default().contains("colour"), "{report}");
+    assert!(error["help"].as_str().unwrap_or_default().contains("mend the file"), "{report}");
+    run.complains(&["colour", "the strictest lock is on"]);
     assert!(!machine.reaches_the_other_end()?);
     Ok(())
 }
@@ -62,12 +67,16 @@ pub fn not_wanted_at_boot_is_not_done() -> Outcome {
     let routing = machine.routing()?;
     let run = machine.killswitch(&["lock", "--boot"])?.exits(0);
     run.complains(&["lock.at_boot is false"]);
+    let report = machine.killswitch(&["--json", "lock", "--boot"])?.exits(0).json();
+    assert_eq!(report, json!({ "locked": false, "changed": false, "degraded": [] }));
     assert_eq!((machine.table()?, machine.routing()?), ("no table".into(), routing));
     // Typed, it locks all the same.
     machine.killswitch(&["lock"])?.exits(0);
     let table = machine.table()?;
     machine.killswitch(&["lock", "--boot"])?.exits(0);
     assert_eq!(machine.table()?, table, "a lock that is on is not opened at boot");
+    let report = machine.killswitch(&["--json", "lock", "--boot"])?.exits(0).json();
+    assert_eq!(report["locked"], true);
     Ok(())
 }
 

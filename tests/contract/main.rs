@@ -1,6 +1,8 @@
 //! The contract: what people type and scripts read, by the real program against the real kernel.
 
 mod boot;
+mod completions;
+mod failure;
 mod machine;
 mod output;
 mod plan;
@@ -8,6 +10,7 @@ mod refusal;
 mod secrets;
 mod shipped;
 mod state;
+mod view;
 
 use killswitch::lab::harness;
 
@@ -35,6 +38,23 @@ fn main() -> std::process::ExitCode {
             an_open_machine_stays_as_it_was
             who_may_not_is_told_so
             the_owner_of_a_table_is_named;
+        failure:
+            every_failure_is_a_document
+            a_failing_check_says_all_it_found
+            what_is_not_permitted_is_a_document
+            every_exit_status_is_tested
+            a_misspelt_word_gets_a_suggestion
+            a_stream_goes_on_where_the_file_is_broken;
+        completions:
+            bash_completes
+            zsh_completes
+            fish_completes;
+        view:
+            it_lives
+            the_terminal_is_given_back
+            it_stops_and_goes_on
+            it_fits_the_terminal
+            it_has_colours_unless_told_otherwise;
         boot:
             a_bad_configuration_at_boot_is_the_strictest_lock
             a_bad_configuration_at_boot_tightens_what_is_there
@@ -43,6 +63,7 @@ fn main() -> std::process::ExitCode {
             a_session_shows_in_the_environment_of_a_parent;
         plan:
             more_loosens_and_less_tightens
+            the_exit_status_tells_the_effect
             what_others_did_is_shown
             no_change_is_said_of_none_only;
         state:

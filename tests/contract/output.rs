@@ -173,6 +173,10 @@ pub fn help_names_every_command() -> Outcome {
         machine.killswitch(&[word, "--help"])?.exits(0);
     }
     assert!(help.contains("78 bad configuration"));
+    let alone = machine.run(Command::new(PROGRAM))?.exits(2);
+    assert!(alone.out.is_empty() && alone.err.contains("First steps:"), "{alone:?}");
+    let of_lock = machine.killswitch(&["help", "lock"])?.exits(0);
+    assert_eq!(of_lock.out, machine.killswitch(&["lock", "--help"])?.exits(0).out);
     let version = machine.killswitch(&["--version"])?.exits(0).out;
     assert_eq!(version, format!("killswitch {}\n", env!("CARGO_PKG_VERSION")));
     for shell in ["bash", "zsh", "fish"] {

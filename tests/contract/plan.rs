@@ -66,6 +66,33 @@ pub fn more_loosens_and_less_tightens() -> Outcome {
     Ok(())
 }
 
+/// A script that reloads only what loosens nothing need not read the words.
+pub fn the_exit_status_tells_the_effect() -> Outcome {
+    let machine = Machine::new()?;
+    let ntp = format!("{TUNNEL}\n[allow]\nntp = [\"192.0.2.123\"]\n");
+    let plan = |code| -> Outcome {
+        for arguments in [&["plan", "--exit-code"][..], &["--json", "plan", "--exit-code"]] {
+            machine.killswitch(arguments)?.exits(code);
+        }
+        Ok(())
+    };
+    plan(3)?;
+    machine.killswitch(&["lock"])?.exits(0);
+    plan(0)?;
+    machine.configure(&ntp)?;
+    plan(5)?;
+    // Without the option a plan that could be made is a success.
+    machine.killswitch(&["plan"])?.exits(0);
+    machine.killswitch(&["reload"])?.exits(0);
+    plan(0)?;
+    machine.configure(TUNNEL)?;
+    plan(3)?;
+    // One that does both loosens.
+    machine.configure(&ntp.replace("192.0.2.123", "192.0.2.124"))?;
+    plan(5)?;
+    Ok(())
+}
+
 pub fn what_others_did_is_shown() -> Outcome {
     /// What is done, the change that mends it, whether that adds something.
     const DEEDS: [(&str, &str, bool); 7] = [
