@@ -1,12 +1,17 @@
 //! `status`: the kernel's view.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use nix::unistd::geteuid;
 
 use super::args::{self, Arguments};
 use super::change::load_or_strictest;
 use super::output::{Style, bytes, harmless, json, say, stream, styled};
 use super::{Failure, watch};
+use crate::daemon::calls::Event;
 use crate::dbus::client;
 use crate::lock::{State, Status};
 use crate::status;
@@ -29,10 +34,24 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 
 fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
-    let mut status = status::read(config.as_ref(), &policy, complaint)
-        .map_err(|error| Failure { code: CANNOT_TELL, ..Failure::from(error) })?;
-    add_daemon(&mut status);
-    Ok(status)
+    match status::read(config.as_ref(), &policy, complaint) {
+        Ok(mut status) => {
+            add_daemon(&mut status);
+            Ok(status)
+        }
+        Err(error) => {
+            read_by_daemon().ok_or_else(|| Failure { code: CANNOT_TELL, ..Failure::from(error) })
+        }
+    }
+}
+
+/// Whoever may not read the kernel may ask the daemon over the system bus.
+fn read_by_daemon() -> Option<Status> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    if geteuid().is_root() {
+        return None;
+    }
+    client::Daemon::reach(PATIENCE).and_then(|daemon| daemon.status()).ok()
 }
 
 /// What the daemon is at; a hung one must not keep anybody from an answer.
@@ -56,8 +75,10 @@ fn watch(arguments: &Arguments) -> Result<u8, Failure> {
     const PAUSE: Duration = Duration::from_secs(1);
     let mut reading = Ok(read(arguments)?);
     if !arguments.json && std::io::stdout().is_terminal() {
-        // What was just blocked, and who sent it, only the daemon could tell.
-        return watch::view(reading, PAUSE, || read(arguments), Vec::new);
+        let mut told = None;
+        // Begun within the view: the thread shall not take the view's signals.
+        let recent = || told.get_or_insert_with(Told::listen).lines();
+        return watch::view(reading, PAUSE, || read(arguments), recent);
     }
     loop {
         let shown = match (arguments.json, &reading) {
@@ -72,6 +93,49 @@ fn watch(arguments: &Arguments) -> Result<u8, Failure> {
         std::thread::sleep(PAUSE);
         reading = read(arguments);
     }
+}
+
+/// What the daemon told of late: what was just blocked, and who sent it.
+struct Told(Arc<Mutex<VecDeque<String>>>);
+
+impl Told {
+    /// Listens from now on, and again whenever there is a new daemon.
+    fn listen() -> Self {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let told = Arc::new(Mutex::new(VecDeque::new()));
+        let to = told.clone();
+        std::thread::spawn(move || {
+            loop {
+                let _ = client::Daemon::reach(PATIENCE).and_then(|daemon| {
+                    daemon.events(|event| {
+                        remember(&to, &event);
+                        Ok(())
+                    })
+                });
+                std::thread::sleep(PATIENCE);
+            }
+        });
+        Told(told)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().cloned().collect()
+    }
+}
+
+fn remember(told: &Mutex<VecDeque<String>>, event: &Event) {
+    /// More than any terminal shows.
+    const MOST: usize = 200;
+    // The state is shown already.
+    if matches!(event, Event::State(_)) {
+        return;
+    }
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.len() == MOST {
+        told.pop_front();
+    }
+    told.push_back(super::tunnel::in_words(event, |_, word| word.to_owned()));
 }
 
 /// A state's colour, its name and what it means.

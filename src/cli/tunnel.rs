@@ -57,7 +57,7 @@ pub(super) fn monitor(arguments: &Arguments) -> Result<u8, Failure> {
         let entry = Entry { time, event };
         let line = match arguments.json {
             true => serde_json::to_string(&entry)?,
-            false => in_words(&entry),
+            false => format!("{time:.3}  {}", in_words(&entry.event, styled)),
         };
         stream(&line).inspect_err(|_| nobody_reads = true)
     });
@@ -74,7 +74,7 @@ fn wait_for_tunnel(arguments: &Arguments, daemon: &Daemon) -> Result<u8, Failure
     let mut pause = PAUSE.0;
     loop {
         let report = daemon.report()?;
-        let words = state_in_words(&report);
+        let words = state_in_words(&report, styled);
         if report.tunnel == "connected" {
             match arguments.json {
                 true => json(&report),
@@ -113,7 +113,7 @@ fn wait_for_tunnel(arguments: &Arguments, daemon: &Daemon) -> Result<u8, Failure
     }
 }
 
-fn state_in_words(report: &Report) -> String {
+fn state_in_words(report: &Report, styled: Paint) -> String {
     let server = match (&report.server, &report.endpoint) {
         (Some(server), Some(endpoint)) => format!(" {server} ({endpoint})"),
         _ => String::new(),
@@ -129,9 +129,13 @@ fn state_in_words(report: &Report) -> String {
     }
 }
 
-fn in_words(entry: &Entry) -> String {
-    let words = match &entry.event {
-        Event::State(report) => state_in_words(report),
+/// How a word in a style is written.
+type Paint = fn(Style, &str) -> String;
+
+/// An event on a line.
+pub(super) fn in_words(event: &Event, styled: Paint) -> String {
+    match event {
+        Event::State(report) => state_in_words(report, styled),
         Event::Tampered { layer, pid, process } => {
             let by = match (process, pid) {
                 (Some(process), Some(pid)) => format!(" by {} (process {pid})", harmless(process)),
@@ -151,6 +155,5 @@ fn in_words(entry: &Entry) -> String {
         }
         Event::Reloaded => "reloaded".to_owned(),
         Event::Missed { events } => format!("{events} events left out: read faster"),
-    };
-    format!("{:.3}  {words}", entry.time)
+    }
 }

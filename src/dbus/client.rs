@@ -17,6 +17,7 @@ use zbus::{DynamicType, Proxy};
 use super::document::{Document, value};
 use super::{Error as Refusal, INTERFACE, NAME, PATH, SOCKET};
 use crate::daemon::calls::{Event, Report};
+use crate::lock::Status;
 use crate::unix_socket;
 
 /// Why there is no answer.
@@ -208,6 +209,19 @@ impl Daemon {
         )?;
         let (server, endpoint) = (known(server), known(endpoint));
         Ok(Report { state, tunnel, locked, intact, server, endpoint, degraded, repairs })
+    }
+
+    /// What the kernel holds, for those who may not read it themselves.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn status(&self) -> Result<Status, Error> {
+        let document: Document = self.call("Status", &())?;
+        let mut status: Status = serde_json::from_value(value(document))
+            .map_err(|error| Error::Io(io::Error::other(error)))?;
+        // The document does not say whether there should be one.
+        status.routing_guard = status.layers.routes || !status.intact;
+        Ok(status)
     }
 
     /// Hands on every event from now on, until `tell` fails or the daemon ends.

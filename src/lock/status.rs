@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::UNLOGGED;
 use super::{Live, without_guard};
@@ -14,7 +14,7 @@ use crate::ruleset::expression::{self, Expression};
 use crate::ruleset::{self, Table};
 
 /// What `status` says: the kernel's view, held against what the configuration compiles to.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// In one word.
     pub state: State,
@@ -38,7 +38,7 @@ pub struct Status {
 }
 
 /// The lock's state in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Locked, and the tunnel's link is up.
@@ -54,7 +54,7 @@ pub enum State {
 }
 
 /// The tunnel as the kernel shows it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tunnel {
     /// Its link's name.
     pub interface: String,
@@ -73,7 +73,7 @@ pub struct Tunnel {
 }
 
 /// The layers of the lock.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Layers {
     /// Table `inet killswitch` is intact.
     pub table: bool,

@@ -78,7 +78,7 @@ pub struct LiveRule {
 }
 
 /// A counter's reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Counted {
     /// Packets.
     pub packets: u64,

@@ -102,19 +102,9 @@ impl Daemon {
 
     fn connect(&mut self, server: Option<String>) -> Result<Done, Error> {
         let config = self.managed()?;
-        let position = match &server {
-            None => None,
-            Some(name) => {
-                let known: Vec<&str> = config.servers.iter().map(|it| it.name.as_str()).collect();
-                let position = known.iter().position(|it| it == name).ok_or_else(|| {
-                    let known = known.join(", ");
-                    Error::UnknownServer(format!(
-                        "there is no server {name:?}; the configuration has: {known}"
-                    ))
-                })?;
-                Some(position)
-            }
-        };
+        let position = server
+            .map(|name| config.server_named(&name).map_err(Error::UnknownServer))
+            .transpose()?;
         self.command(Command::Connect(position))
     }
 }
