@@ -5,9 +5,8 @@
 //! - the **control socket** [`SOCKET`], peer to peer, root's alone: it needs no bus (`private`);
 //! - the **system bus** under [`NAME`], for everybody, as far as polkit allows (`bus`, `authority`).
 //!
-//! The daemon's loop knows nothing of D-Bus: what is asked of it comes as a
-//! [`Call`](crate::daemon::calls::Call), what it tells goes through a
-//! [`Board`](crate::daemon::calls::Board).
+//! The daemon's loop knows nothing of D-Bus: what is asked of it comes over a channel, what it tells
+//! goes to a board ([`crate::daemon::calls`]).
 
 use std::sync::Arc;
 
