@@ -32,6 +32,7 @@ use requests::Answer;
 const LONGEST_EFFECT: Duration = Duration::from_secs(60);
 /// For what must end before the daemon does.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Runs until a signal ends it.
 pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
     // First: a signal that nobody listens for ends the process.
