@@ -75,6 +75,8 @@ impl Daemon {
                 }
             }
             Err(why) => {
+                // Nobody can tell until it is read again.
+                self.held = false;
                 answer(&mut self.wait_for_closed, &Err(dbus::Error::Failed(why.clone())));
                 self.failed(&effect, &why);
                 self.decide(Event::Failed(effect, why));

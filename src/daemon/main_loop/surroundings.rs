@@ -1,6 +1,7 @@
 //! What changed around the daemon: links and routes, its own tables, sleep, traffic.
 
 use std::time::Duration;
+
 use tokio::time::sleep;
 
 use super::Daemon;
