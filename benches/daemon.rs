@@ -1,7 +1,7 @@
 //! How fast the daemon gets the tunnel back, and what it costs while nothing happens.
 //!
 //! `make bench`, or parts of it: `cargo bench --features lab --bench daemon -- back expired
-//! forgotten failover connect idle restart`; with `quick`, fewer rounds and a shorter idleness. Runs
+//! forgotten failover connect idle restart status`; with `quick`, fewer rounds and a shorter idleness. Runs
 //! in private network namespaces. The peer is wg-quick's way: the same userspace WireGuard,
 //! configured once with a persistent keepalive of 25 s, and nobody who watches. Payload is a
 //! datagram each millisecond to a host on the Internet and back. Bounds are those of the project's
@@ -15,12 +15,14 @@ mod stage;
 mod parts;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use killswitch::dbus::client;
 use killswitch::lab::addresses::*;
 use killswitch::lab::{Context, Daemon, Result, namespaces};
+use nix::sys::signal::Signal;
 
 use parts::Part;
 use stage::{Stage, Way};
@@ -34,6 +36,8 @@ const SETTLED: Duration = Duration::from_millis(300);
 const ALLOWANCE: Duration = Duration::from_millis(20);
 /// A silent server must be replaced within this.
 const FAILOVER: Duration = Duration::from_secs(3);
+/// `status` answers within this, whatever the daemon does.
+const STATUS: Duration = Duration::from_millis(50);
 /// Bytes.
 const MOST_MEMORY: u64 = 8 << 20;
 
@@ -104,7 +108,7 @@ fn measure() -> Result<bool> {
     let mut asked = parts::asked();
     let bench = Bench { quick: asked.iter().any(|it| it == "quick") };
     asked.retain(|it| it != "quick");
-    let parts: [(&str, Part<Bench, Row>); 7] = [
+    let parts: [(&str, Part<Bench, Row>); 8] = [
         ("back", Bench::back),
         ("expired", Bench::expired),
         ("forgotten", Bench::forgotten),
@@ -112,6 +116,7 @@ fn measure() -> Result<bool> {
         ("connect", Bench::connect),
         ("idle", Bench::idle),
         ("restart", Bench::restart),
+        ("status", Bench::status),
     ];
     let heads = ["what", "ours: p50, p99 (of)", "WireGuard alone: p50, p99 (of)", "goal"];
     let [what, ours, theirs, goal] = heads;
@@ -305,6 +310,48 @@ impl Bench {
             Row { goal: "0".into(), holds: lost == 0, ..traffic },
         ])
     }
+}
+
+impl Bench {
+    /// What people wait for, whatever the daemon is at.
+    fn status(&self) -> Result<Vec<Row>> {
+        let mut stage = Stage::with_daemon()?;
+        let rounds = self.rounds(50, 8);
+        let mut rows = vec![status_row(&stage, "status, the daemon idle", rounds)?];
+        let stop = AtomicBool::new(false);
+        rows.push(std::thread::scope(|scope| {
+            for _ in 0..ASKERS {
+                scope.spawn(|| ask_until(&stop));
+            }
+            let row = status_row(&stage, "status, the daemon asked by 8 without end", rounds);
+            stop.store(true, Ordering::Relaxed);
+            row
+        })?);
+        stage.daemon()?.signal(Signal::SIGSTOP)?;
+        rows.push(status_row(&stage, "status, the daemon stopped (SIGSTOP)", rounds)?);
+        stage.daemon()?.crash();
+        rows.push(status_row(&stage, "status, the daemon dead", rounds)?);
+        Ok(rows)
+    }
+}
+
+/// Who keep the daemon busy.
+const ASKERS: usize = 8;
+
+fn ask_until(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let _ = reach().map(|daemon| daemon.status().map(drop));
+    }
+}
+
+fn status_row(stage: &Stage, what: &str, rounds: usize) -> Result<Row> {
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        stage.killswitch(&["--json", "status"])?;
+        times.push(begin.elapsed());
+    }
+    Ok(Row::times(what, &times, Some(STATUS)))
 }
 
 fn reach() -> Result<client::Daemon> {

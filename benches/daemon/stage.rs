@@ -196,11 +196,15 @@ impl Stage {
         }
     }
 
-    pub fn usage(&mut self) -> Result<Usage> {
+    pub fn daemon(&mut self) -> Result<&mut Daemon> {
         match &mut self.keeper {
-            Keeper::Daemon { daemon, .. } => Usage::of(daemon.id().ok_or_else(no_daemon)?),
+            Keeper::Daemon { daemon, .. } => Ok(daemon),
             Keeper::Nobody(_) => Err(no_daemon()),
         }
+    }
+
+    pub fn usage(&mut self) -> Result<Usage> {
+        Usage::of(self.daemon()?.id().ok_or_else(no_daemon)?)
     }
 }
 

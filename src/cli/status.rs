@@ -56,8 +56,8 @@ fn read_by_daemon() -> Option<Status> {
 
 /// What the daemon is at; a hung one must not keep anybody from an answer.
 fn add_daemon(status: &mut Status) {
-    const PATIENCE: Duration = Duration::from_millis(30);
-    match client::Daemon::reach(PATIENCE).and_then(|daemon| daemon.report()) {
+    const PATIENCE: Duration = Duration::from_millis(25);
+    match client::Daemon::report_within(PATIENCE) {
         Ok(report) => status::add_report(status, &report),
         Err(client::Error::NotRunning | client::Error::NoBus(_)) => {}
         // The machine's own daemon, seen from a user namespace, is not this one's.

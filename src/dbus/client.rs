@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use nix::sys::signal::{self, Signal};
@@ -122,6 +122,17 @@ impl Daemon {
             }))?,
         };
         Ok(Daemon { runtime, proxy, patience, longest })
+    }
+
+    /// What it knows, in time reckoned from the first step: a hung daemon costs `patience` in all.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn report_within(patience: Duration) -> Result<Report, Error> {
+        let begin = Instant::now();
+        let mut daemon = Daemon::reach(patience)?;
+        daemon.patience = patience.saturating_sub(begin.elapsed());
+        daemon.report()
     }
 
     /// Has the configuration read anew and applied; whether anything changed, and what is weaker than
