@@ -29,11 +29,12 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
     if options.boot {
         return lock_at_boot(arguments);
     }
-    apply(arguments, options.yes, "locked")
+    apply(arguments, options.yes, "locked", Daemon::lock)
 }
 
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
-    apply(arguments, options.yes, "reloaded").map_err(|failure| Failure {
+    let ask = |daemon: &Daemon| daemon.reload(None);
+    apply(arguments, options.yes, "reloaded", ask).map_err(|failure| Failure {
         message: match failure.code {
             BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
             _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
@@ -42,10 +43,16 @@ pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Fail
     })
 }
 
-fn apply(arguments: &Arguments, yes: bool, done: &str) -> Result<u8, Failure> {
+/// `ask`: what a caller without privileges asks of the daemon.
+fn apply(
+    arguments: &Arguments,
+    yes: bool,
+    done: &str,
+    ask: fn(&Daemon) -> Result<(bool, Vec<String>), client::Error>,
+) -> Result<u8, Failure> {
     let reloaded = |(changed, degraded)| Outcome { changed, degraded, ..Outcome::default() };
     if !geteuid().is_root() {
-        let outcome = over_the_bus(|daemon| daemon.reload(None).map(reloaded))?;
+        let outcome = over_the_bus(|daemon| ask(daemon).map(reloaded))?;
         report(arguments, &outcome, done);
         return Ok(0);
     }
