@@ -48,11 +48,10 @@ fn apply(
     arguments: &Arguments,
     yes: bool,
     done: &str,
-    ask: fn(&Daemon) -> Result<(bool, Vec<String>), client::Error>,
+    ask: fn(&Daemon) -> Result<Outcome, client::Error>,
 ) -> Result<u8, Failure> {
-    let reloaded = |(changed, degraded)| Outcome { changed, degraded, ..Outcome::default() };
     if !geteuid().is_root() {
-        let outcome = over_the_bus(|daemon| ask(daemon).map(reloaded))?;
+        let outcome = over_the_bus(ask)?;
         report(arguments, &outcome, done);
         return Ok(0);
     }
@@ -62,7 +61,7 @@ fn apply(
         return Err(Failure::new(FAILED, session.explain()));
     }
     let file = std::path::absolute(&arguments.config)?;
-    let by_daemon = |daemon: &Daemon| daemon.reload(Some(&file)).map(reloaded);
+    let by_daemon = |daemon: &Daemon| daemon.reload(Some(&file));
     let outcome = by_daemon_or(by_daemon, || lock::lock(&policy))?;
     report(arguments, &outcome, done);
     Ok(0)

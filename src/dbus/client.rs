@@ -17,7 +17,7 @@ use zbus::{DynamicType, Proxy};
 use super::document::{Document, value};
 use super::{Error as Refusal, INTERFACE, NAME, PATH, SOCKET};
 use crate::daemon::calls::{Event, Report};
-use crate::lock::Status;
+use crate::lock::{Outcome, Status};
 use crate::unix_socket;
 
 /// Why there is no answer.
@@ -135,18 +135,18 @@ impl Daemon {
         daemon.report()
     }
 
-    /// Has the configuration read anew and applied; whether anything changed, and what is weaker than
-    /// asked. `file`: the one that the caller means, if it has one in mind.
+    /// Has the configuration read anew and applied. `file`: the one that the caller means, if it has
+    /// one in mind.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn reload(&self, file: Option<&Path>) -> Result<(bool, Vec<String>), Error> {
+    pub fn reload(&self, file: Option<&Path>) -> Result<Outcome, Error> {
         let theirs = self.configuration_file()?;
         match file {
             Some(file) if file != Path::new(&theirs) => {
                 Err(Error::OtherFile { theirs, ours: file.display().to_string() })
             }
-            _ => self.call("Reload", &()),
+            _ => self.outcome("Reload"),
         }
     }
 
@@ -154,8 +154,8 @@ impl Daemon {
     ///
     /// # Errors
     /// [`Error`]
-    pub fn lock(&self) -> Result<(bool, Vec<String>), Error> {
-        self.call("Lock", &())
+    pub fn lock(&self) -> Result<Outcome, Error> {
+        self.outcome("Lock")
     }
 
     /// Has the lock opened; whether it was closed.
@@ -265,6 +265,11 @@ impl Daemon {
                 .map_err(Error::Io)?;
             }
         })
+    }
+
+    fn outcome(&self, method: &str) -> Result<Outcome, Error> {
+        let (changed, degraded) = self.call(method, &())?;
+        Ok(Outcome { changed, degraded, ..Outcome::default() })
     }
 
     fn call<B, R>(&self, method: &str, arguments: &B) -> Result<R, Error>
