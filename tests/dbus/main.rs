@@ -2,6 +2,7 @@
 
 mod answers;
 mod caller;
+mod examples;
 mod introspection;
 mod secrets;
 mod signals;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests = [introspection::TESTS, answers::TESTS, signals::TESTS, secrets::TESTS];
+    let tests =
+        [introspection::TESTS, answers::TESTS, signals::TESTS, secrets::TESTS, examples::TESTS];
     harness::run(&tests.concat())
 }
