@@ -1,12 +1,13 @@
 //! What the daemon tells by itself, and that it finds its bus.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use killswitch::dbus::INTERFACE;
 use killswitch::lab::addresses::*;
 use killswitch::lab::harness::{Outcome, Test, eventually};
 use killswitch::lab::link::PacketSocket;
-use killswitch::lab::{Bus, Daemon, Result, setup};
+use killswitch::lab::{Bus, Context, Daemon, Result, setup};
 use zbus::OwnedVariant;
 
 use crate::answers::datagram;
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("tampering_and_its_repair_are_signalled", tampered),
     ("a_blocked_packet_is_signalled_with_its_sender", blocked),
     ("what_fails_is_signalled_and_degrades", degraded),
+    ("strangers_on_the_bus_do_not_wake_the_daemon", strangers),
 ];
 
 type Document = BTreeMap<String, OwnedVariant>;
@@ -173,4 +175,39 @@ fn degraded() -> Outcome {
         Ok(reasons().is_empty() && signalled().is_some_and(|it| it.is_empty()))
     })?;
     Ok(())
+}
+
+/// Others come, go and talk on the bus. In some such while the daemon has nothing else to do either.
+fn strangers() -> Outcome {
+    let mut stage = Stage::set()?;
+    let process = stage.daemon.id().ok_or("no daemon")?;
+    eventually("the daemon sleeps while others talk", || {
+        let before = wakeups(process)?;
+        for number in 0..20 {
+            let stranger = Caller::on_the_bus()?;
+            stranger.say("Hello", &number).during("a signal")?;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        Ok(wakeups(process)? == before)
+    })?;
+    // The control: a call wakes it.
+    eventually("a call wakes it", || {
+        let before = wakeups(process)?;
+        stage.caller.property::<String>("State").during("State")?;
+        Ok(wakeups(process)? > before)
+    })?;
+    Ok(())
+}
+
+/// Voluntary context switches of all its threads.
+fn wakeups(process: u32) -> Result<u64> {
+    let tasks = format!("/proc/{process}/task");
+    let mut all = 0;
+    for task in std::fs::read_dir(&tasks).during(&tasks)?.flatten() {
+        // A thread may have ended.
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        all += count.and_then(|it| it.trim().parse::<u64>().ok()).unwrap_or_default();
+    }
+    Ok(all)
 }

@@ -17,7 +17,7 @@ const PRESHARED_KEY_FILE: &str = "/run/killswitch-test-preshared.key";
 /// Dropped in this order: those who use the laboratory first.
 pub struct Stage {
     pub caller: Caller,
-    _daemon: Daemon,
+    pub daemon: Daemon,
     _bus: Bus,
     pub configuration: PathBuf,
     pub lab: Lab,
@@ -35,7 +35,7 @@ impl Stage {
         let bus = Bus::start(&lab.client)?;
         let daemon = Daemon::start_and_wait(&lab, &setup::program()?, &configuration)?;
         let caller = Caller::on_the_bus()?;
-        let stage = Stage { caller, _daemon: daemon, _bus: bus, configuration, lab };
+        let stage = Stage { caller, daemon, _bus: bus, configuration, lab };
         stage.wait_for("State", "connected")?;
         Ok(stage)
     }
