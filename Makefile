@@ -58,6 +58,8 @@ install:
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
+	install -D -m644 man/killswitch-dbus.7 $(DESTDIR)/usr/share/man/man7/killswitch-dbus.7
+	install -D -m644 packaging/dbus/org.killswitch1.Manager.xml $(DESTDIR)/usr/share/dbus-1/interfaces/org.killswitch1.Manager.xml
 	install -D -m644 $(BUILT).bash $(DESTDIR)/usr/share/bash-completion/completions/killswitch
 	install -D -m644 $(BUILT).zsh $(DESTDIR)$(ZSH_COMPLETIONS)/_killswitch
 	install -D -m644 $(BUILT).fish $(DESTDIR)/usr/share/fish/vendor_completions.d/killswitch.fish

@@ -12,7 +12,7 @@ use nix::unistd::{Pid, geteuid};
 use tokio::runtime::Runtime;
 use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, MethodFlags};
-use zbus::{DynamicType, Proxy};
+use zbus::{DynamicType, Proxy, fdo};
 
 use super::document::{Document, value};
 use super::{Error as Refusal, INTERFACE, NAME, PATH, SOCKET};
@@ -62,12 +62,14 @@ impl From<io::Error> for Error {
 
 impl From<zbus::Error> for Error {
     fn from(error: zbus::Error) -> Self {
-        const NOBODY: [&str; 2] = [
-            "org.freedesktop.DBus.Error.ServiceUnknown",
-            "org.freedesktop.DBus.Error.NameHasNoOwner",
-        ];
         match error {
-            zbus::Error::MethodError(name, ..) if NOBODY.contains(&name.as_str()) => {
+            // Nobody has the name on the bus; the first of them where it cannot be started either.
+            zbus::Error::FDO(error)
+                if matches!(
+                    *error,
+                    fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_)
+                ) =>
+            {
                 Error::NotRunning
             }
             zbus::Error::MethodError(name, words, _) => {
@@ -366,6 +368,22 @@ mod tests {
     };
 
     use super::*;
+
+    /// As the bus answers, and zbus reads it.
+    #[test]
+    fn nobody_on_the_bus_is_no_daemon() {
+        let call = zbus::Message::method_call(PATH, "Connect").build(&()).unwrap();
+        let answer = |name: &str| {
+            let answer = zbus::Message::error(&call.header(), name);
+            Error::from(zbus::Error::from(answer.build(&"words").unwrap()))
+        };
+        for name in ["ServiceUnknown", "NameHasNoOwner"] {
+            let error = answer(&format!("org.freedesktop.DBus.Error.{name}"));
+            assert!(matches!(error, Error::NotRunning), "{name}: {error:?}");
+        }
+        let error = answer("org.killswitch1.Error.Busy");
+        assert!(matches!(error, Error::Refused(Refusal::Busy(_))), "{error:?}");
+    }
 
     #[test]
     fn nobody_waits_for_ever_where_too_many_wait() {

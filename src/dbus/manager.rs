@@ -189,13 +189,13 @@ impl Manager {
         self.ask(Request::Reconnect).await.map(drop)
     }
 
-    /// What the kernel holds, read now: the document of `killswitch status --json`.
+    /// What the kernel holds, read now: the JSON document of `killswitch status`.
     #[zbus(out_args("status"))]
     async fn status(&self) -> Result<Document, Error> {
         self.status_document().await
     }
 
-    /// Which rule decides on a packet, and why: the document of `killswitch explain --json`. The
+    /// Which rule decides on a packet, and why: the JSON document of `killswitch explain`. The
     /// packet is described by that command's options without their dashes, e.g. {"out": "eth0",
     /// "to": "1.1.1.1", "proto": "udp", "port": "53"}; an option that takes no value has "true".
     #[zbus(out_args("decision"))]
@@ -262,7 +262,7 @@ impl Manager {
         self.facts().report.server.clone().unwrap_or_default()
     }
 
-    /// Its endpoint; empty if none is.
+    /// The endpoint of Server; empty if there is none.
     #[zbus(property)]
     fn endpoint(&self) -> String {
         self.facts().report.endpoint.clone().unwrap_or_default()

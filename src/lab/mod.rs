@@ -11,6 +11,7 @@
 
 pub mod addresses;
 pub mod advertisement;
+pub mod bus;
 pub mod capture;
 mod command;
 pub mod daemon;
@@ -29,6 +30,7 @@ mod topology;
 pub mod traffic;
 pub mod wireguard;
 
+pub use bus::Bus;
 pub use capture::{Capture, Report};
 pub use command::main;
 pub use daemon::Daemon;

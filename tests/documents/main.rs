@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+mod interface;
 mod manual;
 
 fn root() -> &'static Path {

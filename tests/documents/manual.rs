@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{read, root};
 
-const MANUALS: [&str; 2] = ["man/killswitch.8", "man/killswitch.toml.5"];
+const MANUALS: [&str; 3] = ["man/killswitch.8", "man/killswitch.toml.5", "man/killswitch-dbus.7"];
 
 /// What a program that reads manuals said; it must be installed.
 fn run(program: &str, arguments: &[&str]) -> (String, String) {
