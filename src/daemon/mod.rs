@@ -51,6 +51,8 @@ pub fn run(path: &Path) -> Result<(), Error> {
     let plan = Plan::load(path);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // For whoever asks over D-Bus: many callers shall not make many threads.
+        .max_blocking_threads(2)
         .build()
         .map_err(Error::Runtime)?
         .block_on(main_loop::run(path, plan))
