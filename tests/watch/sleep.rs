@@ -1,47 +1,25 @@
 //! Waking, as logind tells of it: a bus of our own, and somebody who bears logind's name.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use killswitch::lab::harness::Outcome;
-use killswitch::lab::{Context, Error, Host};
+use killswitch::lab::{Bus, Context, Error, Host};
 
 use crate::roles;
 use crate::told::within;
 
-const CONFIGURATION: &str = "<busconfig>
-    <listen>unix:dir=/run</listen>
-    <auth>EXTERNAL</auth>
-    <policy context=\"default\">
-        <allow send_destination=\"*\" eavesdrop=\"true\"/>
-        <allow eavesdrop=\"true\"/>
-        <allow own=\"*\"/>
-        <allow user=\"*\"/>
-    </policy>
-</busconfig>";
-
 pub fn logind_tells_of_waking() -> Outcome {
     let host = Host::new("client")?;
-    if host.output("dbus-daemon", &["--version"]).is_err() {
-        println!("no dbus-daemon here: nothing is shown");
-        return Ok(());
-    }
-    let file = "/run/killswitch-test-bus.conf";
-    std::fs::write(file, CONFIGURATION)?;
-    let mut bus = Command::new("dbus-daemon");
-    bus.args(["--nofork", "--print-address", "--config-file", file]).stdout(Stdio::piped());
-    let mut bus = host.start(bus)?;
-    let mut address = String::new();
-    let output = bus.child().stdout.take().ok_or("no output")?;
-    BufReader::new(output).read_line(&mut address)?;
+    let _bus = Bus::start(&host)?;
     let mut sleeper = roles::command("sleeper");
-    sleeper.env("DBUS_SYSTEM_BUS_ADDRESS", address.trim()).stdout(Stdio::piped());
+    sleeper.env("DBUS_SYSTEM_BUS_ADDRESS", Bus::ADDRESS).stdout(Stdio::piped());
     let mut sleeper = host.start(sleeper)?;
     let output = sleeper.child().stdout.take().ok_or("no output")?;
     let mut lines = BufReader::new(output).lines();
     assert_eq!(lines.next().ok_or("no word")??, "waiting");
     within(&host, || async {
-        let logind = zbus::connection::Builder::address(address.trim())
+        let logind = zbus::connection::Builder::address(Bus::ADDRESS)
             .name("org.freedesktop.login1")
             .build()
             .await
