@@ -7,7 +7,7 @@ use std::process::Command;
 use clap::{CommandFactory, Parser};
 use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
 use killswitch::config::{self, LinkPattern};
-use killswitch::lock::{Layers, State, Status, Tunnel};
+use killswitch::lock::{Exception, Layers, State, Status, Tunnel};
 use killswitch::netfilter::Counted;
 use serde_json::Value;
 
@@ -154,6 +154,7 @@ fn full_status() -> Value {
         layers: Layers { table: true, egress: vec!["eth0".into()], routes: true, owned: true },
         dropped: [("output".to_owned(), reasons.into())].into(),
         daemon: true,
+        exceptions: vec![Exception { id: 1, kind: "lan".into(), what: "a".into(), left_s: 1 }],
         routing_guard: true,
     };
     serde_json::to_value(status).expect("a document")

@@ -1,17 +1,12 @@
 //! What is asked of the daemon, by somebody who may.
 
-use tokio::sync::oneshot;
-
 use super::{Coming, Daemon, now, system};
 use crate::config::{self, Config};
-use crate::daemon::calls::{Call, Done, Request};
+use crate::daemon::calls::{Answer, Call, Done, Request};
 use crate::daemon::lanes::Lane;
 use crate::dbus::Error;
 use crate::engine::{Command, Effect, Event, State};
 use crate::policy::Policy;
-
-/// To whom an answer is owed.
-pub(super) type Answer = oneshot::Sender<Result<Done, Error>>;
 
 /// The same to all; a caller may have gone.
 pub(super) fn answer(to: &mut Vec<Answer>, answer: &Result<Done, Error>) {
@@ -20,7 +15,7 @@ pub(super) fn answer(to: &mut Vec<Answer>, answer: &Result<Done, Error>) {
     }
 }
 
-const DONE: Done = Done::Yes { changed: true, degraded: Vec::new() };
+pub(super) const DONE: Done = Done::Yes { changed: true, degraded: Vec::new() };
 
 impl Daemon {
     pub(super) fn called(&mut self, call: Call) {
@@ -30,6 +25,10 @@ impl Daemon {
             Request::Unlock { who, why } => return self.unlock(&who, &why, answer),
             Request::Reload { revision, .. } if revision != self.revision => Ok(Done::Stale),
             Request::Reload { config, .. } => return self.replace(*config, Some(answer)),
+            Request::Except { exception, duration, who } => {
+                return self.except(exception, duration, &who, answer);
+            }
+            Request::EndException { id, who } => return self.end_exception(id, &who, answer),
             Request::Connect { server } => self.connect(server),
             Request::Disconnect => self.command(Command::Disconnect),
             Request::Reconnect => self.command(Command::Reconnect),
@@ -38,6 +37,10 @@ impl Daemon {
     }
 
     fn lock(&mut self, answer: Answer) {
+        // The configuration, and nothing besides.
+        if self.end_all_exceptions("locked") {
+            return self.tighten(Some(answer));
+        }
         self.wait_for_closed.push(answer);
         match *self.engine.state() {
             State::Open => self.decide(Event::Command(Command::Lock)),
@@ -55,6 +58,10 @@ impl Daemon {
             coming.unlocked = true;
         }
         self.decide(Event::Command(Command::Unlock));
+        // The next lock shall know of none.
+        if self.end_all_exceptions("unlocked") {
+            self.tighten(None);
+        }
     }
 
     /// On SIGHUP: only root can send it.
