@@ -5,11 +5,16 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use killswitch::dbus::{INTERFACE, NAME, PATH, SOCKET};
 use killswitch::lab::addresses::*;
-use killswitch::lab::harness::{Outcome, Test, eventually};
+use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 use killswitch::lab::traffic::Flood;
 use killswitch::lab::{Capture, Expectation, Result};
 use nix::sys::signal::Signal;
+use tokio::runtime::Runtime;
+use zbus::Proxy;
+use zbus::proxy::CacheProperties;
 
 use super::stage::Stage;
 
@@ -22,6 +27,8 @@ pub const TESTS: &[Test] = &[
     ("an_exception_s_connections_end_with_it", connections),
     ("exceptions_of_every_kind", kinds),
     ("exceptions_are_held_to_the_configuration", refused),
+    ("exceptions_over_d_bus", over_d_bus),
+    ("exceptions_locks_and_reloads_at_the_same_time", at_once),
     ("exceptions_by_the_dozen_end_one_by_one", many),
 ];
 
@@ -143,6 +150,8 @@ fn told() -> Outcome {
     stage.lab.client.ip("link set lo down\nlink set lo up")?;
     std::thread::sleep(Duration::from_millis(500));
     assert!(neighbour_answers(&stage)?, "the LAN is closed");
+    let log = stage.daemon.log()?;
+    assert!(!log.contains("mending"), "{log}");
     // And what is not meant is mended to what is.
     stage.lab.client.output("ip", &["rule", "delete", "pref", "27590"])?;
     eventually("it is mended", || Ok(stage.status()?["intact"] == true))?;
@@ -189,6 +198,9 @@ fn overruled() -> Outcome {
     assert!(neighbour_answers(&stage)?, "the LAN is closed");
     assert_eq!(exceptions(&stage)?, 1);
     done(&stage, &["unlock", "--yes"])?;
+    // What ends with it closes nothing.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(stage.ask(&["status"])?.status.code(), Some(20));
     let open = stage.ask(&["exception", "add", "lan", LAN_V4, "--for", "1h"])?;
     assert!(said(&open).contains("the lock is open"), "{}", said(&open));
     done(&stage, &["lock", "--yes"])?;
@@ -322,4 +334,119 @@ fn many() -> Outcome {
     is_closed(&stage)?;
     stage.wait_for_traffic("exceptions")?;
     Ok(())
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// The daemon at its control socket.
+async fn manager() -> std::result::Result<Proxy<'static>, Failed> {
+    let stream = tokio::net::UnixStream::connect(SOCKET).await?.into_std()?;
+    let connection = zbus::connection::Builder::unix_stream(stream).p2p().build().await?;
+    let manager = zbus::proxy::Builder::new(&connection)
+        .destination(NAME)
+        .path(PATH)
+        .interface(INTERFACE)
+        .cache_properties(CacheProperties::No)
+        .build()
+        .await?;
+    Ok(manager)
+}
+
+/// The name of the error that a call ends with, without what all begin with; or nothing.
+async fn refusal<B>(manager: &Proxy<'_>, method: &str, arguments: &B) -> String
+where
+    B: serde::Serialize + zbus::DynamicType,
+{
+    match manager.call_method(method, arguments).await {
+        Err(zbus::Error::MethodError(name, ..)) => {
+            name.as_str().trim_start_matches("org.killswitch1.Error.").to_owned()
+        }
+        Err(error) => error.to_string(),
+        Ok(_) => String::new(),
+    }
+}
+
+type Told = Vec<(u32, String, String, u64)>;
+
+fn over_d_bus() -> Outcome {
+    let stage = Stage::set()?;
+    runtime()?.block_on(async {
+        let manager = manager().await?;
+        let properties = zbus::fdo::PropertiesProxy::builder(manager.connection())
+            .destination(NAME)
+            .path(PATH)
+            .build()
+            .await?;
+        let mut changes = properties.receive_properties_changed().await?;
+        let lan = |seconds: u32| ("lan", LAN_V4, seconds);
+        for seconds in [0, 86401, u32::MAX] {
+            let said = refusal(&manager, "AddException", &lan(seconds)).await;
+            assert_eq!(said, "InvalidArgument", "{seconds}");
+        }
+        let said = refusal(&manager, "AddException", &("lan", "10.64.0.0/24", 60_u32)).await;
+        assert_eq!(said, "InvalidArgument");
+        assert_eq!(refusal(&manager, "RemoveException", &(7_u32,)).await, "UnknownException");
+
+        let uptime = std::fs::read_to_string("/proc/uptime")?;
+        let uptime: f64 = uptime.split(' ').next().unwrap_or_default().parse()?;
+        let id: u32 = manager.call("AddException", &lan(3600)).await?;
+        loop {
+            let change = changes.next().await.ok_or("no change is told")?;
+            if change.args()?.changed_properties.contains_key("Exceptions") {
+                break;
+            }
+        }
+        let told: Told = manager.get_property("Exceptions").await?;
+        let [(told_id, kind, what, ends)] = &told[..] else { return Err("not one".into()) };
+        assert_eq!((*told_id, kind.as_str(), what.as_str()), (id, "lan", LAN_V4));
+        let lasts = *ends as f64 / 1e6 - uptime;
+        assert!((3599.0..3660.0).contains(&lasts), "{lasts} s");
+        // At once in what others are told, and in the kernel.
+        let (changed, _): (bool, Vec<String>) = manager.call("Lock", &()).await?;
+        assert!(changed);
+        let told: Told = manager.get_property("Exceptions").await?;
+        assert_eq!(told, []);
+        let _: bool = manager.call("Unlock", &("a test",)).await?;
+        assert_eq!(refusal(&manager, "AddException", &lan(60)).await, "NotLocked");
+        let _: (bool, Vec<String>) = manager.call("Lock", &()).await?;
+        Ok::<_, Failed>(())
+    })?;
+    is_closed(&stage)
+}
+
+fn at_once() -> Outcome {
+    const ROUNDS: u32 = 40;
+    let stage = Stage::set()?;
+    let lan = capture_with_lan(&stage)?;
+    runtime()?.block_on(async {
+        let manager = manager().await?;
+        for round in 0..ROUNDS {
+            let network = format!("192.168.{}.0/24", 100 + round);
+            let ask = async |network: &str| {
+                let lan = ("lan", network, 3600_u32);
+                if let Ok(id) = manager.call::<_, _, u32>("AddException", &lan).await
+                    && id % 2 == 0
+                {
+                    let _ = manager.call_method("RemoveException", &(id,)).await;
+                }
+            };
+            let change = async {
+                let method = ["Lock", "Reload", "Reconnect", "Lock"][round as usize % 4];
+                let _ = manager.call_method(method, &()).await;
+            };
+            // Not the LAN itself: nothing may leave to it all the while.
+            tokio::join!(ask(&network), ask("192.168.9.0/24"), change, ask("192.168.10.0/24"));
+        }
+        let _ = manager.call_method("Lock", &()).await;
+        let told: Told = manager.get_property("Exceptions").await?;
+        assert_eq!(told, []);
+        Ok::<_, Failed>(())
+    })?;
+    is_closed(&stage)?;
+    let report = lan.take();
+    assert_eq!(report.leaked_total(), 0, "{}", report.summary(5));
+    stage.wait_for_traffic("all of it at once")?;
+    is_closed(&stage)
 }
