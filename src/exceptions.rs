@@ -107,6 +107,11 @@ impl Book {
         closing.map(|(&id, _)| id).collect()
     }
 
+    /// Whether none is open, and none about to be opened or closed.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// They are closed.
     pub fn closed(&mut self, ids: &[u32]) {
         self.entries.retain(|id, _| !ids.contains(id));

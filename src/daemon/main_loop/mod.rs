@@ -254,11 +254,15 @@ impl Daemon {
         self.next_sign_of_life = Some(now() + every);
     }
 
-    /// The lock stays; the tunnel as configured.
+    /// The lock stays, without exceptions; the tunnel as configured.
     async fn stop(mut self) {
         system::stopping();
         // It is told by a task of its own.
         tokio::task::yield_now().await;
+        if self.end_all_exceptions("the daemon stops") {
+            self.tighten(None);
+            self.finish(|daemon| daemon.exceptions.is_empty(), "exceptions are closed").await;
+        }
         let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
         if keep || matches!(self.engine.state(), State::External { .. }) {
             tracing::info!("stopping; the lock and the tunnel stay");
@@ -266,14 +270,16 @@ impl Daemon {
         }
         tracing::info!("stopping; the lock stays");
         self.decide(Event::Command(Command::Disconnect));
+        self.finish(|daemon| daemon.under_way.is_empty(), "the tunnel is down").await;
+    }
+
+    /// Waits for what must be done before the daemon ends, but not for ever.
+    async fn finish(&mut self, done: impl Fn(&Self) -> bool, what: &str) {
         let end = Instant::now() + LAST_PATIENCE;
-        while !self.under_way.is_empty() {
+        while !done(self) {
             tokio::select! {
                 Some(report) = self.reports.recv() => self.reported(report),
-                () = sleep_until(end) => {
-                    tracing::warn!("stopping before the tunnel is down");
-                    return;
-                }
+                () = sleep_until(end) => return tracing::warn!("stopping before {what}"),
             }
         }
     }

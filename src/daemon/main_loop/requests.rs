@@ -37,16 +37,17 @@ impl Daemon {
     }
 
     fn lock(&mut self, answer: Answer) {
+        if *self.engine.state() == State::Open {
+            self.wait_for_closed.push(answer);
+            return self.decide(Event::Command(Command::Lock));
+        }
         // The configuration, and nothing besides.
         if self.end_all_exceptions("locked") {
             return self.tighten(Some(answer));
         }
+        // Closed as far as we know: it is read, and mended.
         self.wait_for_closed.push(answer);
-        match *self.engine.state() {
-            State::Open => self.decide(Event::Command(Command::Lock)),
-            // Closed as far as we know: it is read, and mended.
-            _ => self.perform(Effect::HoldLock),
-        }
+        self.perform(Effect::HoldLock);
     }
 
     fn unlock(&mut self, who: &str, why: &str, answer: Answer) {
