@@ -102,7 +102,7 @@ fn inbound(what: &str) -> Result<Inbound, Complaint> {
     })?;
     Ok(Inbound {
         protocol: choose(protocol, PROTOCOLS)?,
-        port: value::port(port)?,
+        port: value::port(port, "service")?,
         from: value::network(from)?,
     })
 }

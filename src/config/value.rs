@@ -210,14 +210,16 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, Complaint> {
              which is not supported"
         )));
     }
-    Ok(SocketAddr::new(address, self::port(port)?))
+    Ok(SocketAddr::new(address, self::port(port, "server")?))
 }
 
-/// A port that something can listen at.
-pub(super) fn port(text: &str) -> Result<u16, Complaint> {
+/// A port at which a server or a service listens.
+pub(super) fn port(text: &str, whose: &str) -> Result<u16, Complaint> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u16>().ok().filter(|_| digits) {
-        Some(0) => Err(Complaint::new("port 0 cannot be used").help("write the service's port")),
+        Some(0) => {
+            Err(Complaint::new("port 0 cannot be used").help(format!("write the {whose}'s port")))
+        }
         Some(port) => Ok(port),
         None => Err(Complaint::new(format!("{} is not a port", quote(text)))
             .help("write a number from 1 to 65535")),
