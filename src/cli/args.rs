@@ -97,7 +97,7 @@ pub enum Command {
     /// Open something for a while, as a key of [allow] could.
     ///
     /// The daemon closes it at its end, and before that at `lock`, `unlock` and `reload`, and when it
-    /// starts anew: exceptions live in its memory alone. What passes by one ends with it, also
+    /// stops or starts: exceptions live in its memory alone. What passes by one ends with it, also
     /// connections that are established.
     #[command(subcommand)]
     Exception(ExceptionCommand),

@@ -84,8 +84,8 @@ impl Manager {
 /// person can be asked.
 #[zbus::interface(name = "org.killswitch1.Manager")]
 impl Manager {
-    /// Closes the lock as it was configured last, and mends it where it is closed. Action
-    /// org.killswitch1.tighten.
+    /// Closes the lock as it was configured last, without exceptions, and mends it where it is closed.
+    /// Action org.killswitch1.tighten.
     #[zbus(out_args("changed", "degraded"))]
     async fn lock(
         &self,
@@ -117,8 +117,8 @@ impl Manager {
         Ok(done(self.ask(Request::Unlock { who, why }).await?)?.0)
     }
 
-    /// Reads the configuration anew and applies it, also to an open machine. On an error the old
-    /// lock stays. Action org.killswitch1.tighten, and org.killswitch1.loosen besides if anything of
+    /// Reads the configuration anew and applies it, without exceptions, also to an open machine. On an
+    /// error the old lock stays, with them. Action org.killswitch1.tighten, and org.killswitch1.loosen besides if anything of
     /// it loosens.
     #[zbus(out_args("changed", "degraded"))]
     async fn reload(
@@ -195,8 +195,8 @@ impl Manager {
     /// Opens for `seconds` (1 to 86400, sleep included) what a key of the configuration's [allow]
     /// could: `kind` "lan" and `what` "192.168.1.0/24", "ntp" and "192.0.2.123", or "inbound" and
     /// "tcp/22 from 192.168.1.0/24". The same checks hold as in the configuration. It ends before its
-    /// time by RemoveException, Lock, Unlock and Reload, and when the daemon starts anew; and with it
-    /// its connections. The same may be open twice, until the later end. Action
+    /// time by RemoveException, Lock, Unlock and Reload, and when the daemon stops or starts; and with
+    /// it its connections. The same may be open twice, until the later end. Action
     /// org.killswitch1.loosen.
     #[zbus(out_args("id"))]
     async fn add_exception(
@@ -296,8 +296,8 @@ impl Manager {
         self.facts().report.locked
     }
 
-    /// Whether the kernel holds exactly what the configuration compiles to: read back when it was
-    /// applied, and no change by others has been seen since.
+    /// Whether the kernel holds exactly what the configuration compiles to, with the exceptions: read
+    /// back when it was applied, and no change by others has been seen since.
     #[zbus(property)]
     fn intact(&self) -> bool {
         self.facts().report.intact
