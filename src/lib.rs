@@ -19,7 +19,8 @@
 //!
 //! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
 //! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them; [`dbus`] how it is
-//! asked, and [`status`] and [`explain`] what can be asked without it.
+//! asked, and [`status`] and [`explain`] what can be asked without it; [`exceptions`] what it leaves
+//! open for a while (pure).
 
 pub mod cli;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod dbus;
 pub mod dice;
 pub mod dns;
 pub mod engine;
+pub mod exceptions;
 pub mod explain;
 #[cfg(feature = "lab")]
 pub mod lab;

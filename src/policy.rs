@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::config::{Backend, Config, ForwardMode, TunnelKind};
-pub use crate::config::{Inbound, LinkPattern, MessageShape, Protocol};
+pub use crate::config::{Exception, Inbound, LinkPattern, MessageShape, Protocol};
 
 /// Ports at which names are asked for: DNS, DNS over TLS and QUIC, mDNS, LLMNR.
 pub const NAME_SERVICE_PORTS: [u16; 4] = [53, 853, 5353, 5355];
@@ -131,5 +131,18 @@ impl Policy {
             egress_guard: config.lock.egress_guard,
             routing_guard: tunnel.is_managed(),
         }
+    }
+    /// The policy that a configuration with these besides would ask for.
+    pub fn with<'a>(&self, exceptions: impl IntoIterator<Item = &'a Exception>) -> Self {
+        let mut policy = self.clone();
+        for exception in exceptions {
+            match exception {
+                Exception::Lan(network) => policy.lan.push(*network),
+                Exception::Ntp(address) => drop(policy.ntp.insert(*address)),
+                Exception::Inbound(service) => drop(policy.inbound.insert(service.clone())),
+            }
+        }
+        policy.lan = IpNet::aggregate(&policy.lan);
+        policy
     }
 }

@@ -1,9 +1,13 @@
 //! What kernel, WireGuard and daemon say together.
 
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
 use crate::config::Config;
-use crate::daemon::calls::Report;
+use crate::daemon::calls::{Excepted, Report};
 use crate::lock::{self, State, Status};
-use crate::policy::Policy;
+use crate::policy::{Exception, Policy};
 use crate::wireguard::Device;
 
 /// Reads the kernel, and WireGuard where the tunnel is ours: the daemon may be dead.
@@ -39,6 +43,7 @@ fn add_wireguard(status: &mut Status, config: &Config) {
 /// What the daemon is at, besides.
 pub fn add_report(status: &mut Status, report: &Report) {
     status.daemon = true;
+    status.exceptions = exceptions(&report.exceptions);
     status.state = match (status.state, report.tunnel.as_str()) {
         (State::Connected | State::Blocked, "connecting" | "waiting") => State::Connecting,
         (State::Connected, "off") => State::Blocked,
@@ -49,4 +54,28 @@ pub fn add_report(status: &mut Status, report: &Report) {
             status.degraded.push(reason.clone());
         }
     }
+}
+
+/// What is open for a while, and for how long from now.
+pub fn exceptions(all: &[Excepted]) -> Vec<lock::Exception> {
+    // It always exists.
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let left = |it: &Excepted| Duration::from_micros(it.ends).saturating_sub(now).as_secs();
+    let timed = |it: &Excepted| lock::Exception {
+        id: it.id,
+        kind: it.kind.clone(),
+        what: it.what.clone(),
+        left_s: left(it),
+    };
+    all.iter().map(timed).collect()
+}
+
+/// The policy with those exceptions that a daemon told of. What this configuration could not have is
+/// left out, and shows as damage where the kernel has it.
+pub fn with_exceptions(policy: &Policy, config: Option<&Config>, told: &[Excepted]) -> Policy {
+    let Some(config) = config else { return policy.clone() };
+    let known = |it: &Excepted| {
+        Exception::parse(&it.kind, &it.what).ok().filter(|it| it.check(config).is_ok())
+    };
+    policy.with(&told.iter().filter_map(known).collect::<Vec<_>>())
 }

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::EXCEPTION_KINDS;
+use crate::exceptions::DURATION;
 use crate::explain::Words;
+
 /// What an exit status means; `status` and `plan --exit-code` have their own.
 pub const EXIT_STATUS: [(u8, &str); 5] =
     [(0, "done"), (1, "failed"), (2, "usage"), (4, "not permitted"), (78, "bad configuration")];
@@ -90,6 +94,13 @@ pub enum Command {
     Disconnect,
     /// Make a fresh handshake, with the present server first; wait for it.
     Reconnect,
+    /// Open something for a while, as a key of [allow] could.
+    ///
+    /// The daemon closes it at its end, and before that at `lock`, `unlock` and `reload`, and when it
+    /// stops or starts: exceptions live in its memory alone. What passes by one ends with it, also
+    /// connections that are established.
+    #[command(subcommand)]
+    Exception(ExceptionCommand),
     /// Say what the kernel holds, the daemon dead or alive.
     ///
     /// Exit status: 0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or
@@ -198,6 +209,51 @@ pub struct Unlock {
 pub struct Connect {
     /// The server to try before all others, by its name in the configuration.
     pub server: Option<String>,
+}
+
+/// What to do with exceptions.
+#[derive(Debug, Subcommand)]
+pub enum ExceptionCommand {
+    /// Open it, for 24 hours at most.
+    ///
+    /// Held to the same checks as the configuration.
+    #[command(after_help = "Examples:\n  \
+        killswitch exception add lan 192.168.1.0/24 --for 10m                    a printer\n  \
+        killswitch exception add ntp 192.168.1.1 --for 30s                       the time\n  \
+        killswitch exception add inbound tcp/22 from 192.168.1.0/24 --for 1h     SSH")]
+    Add(AddException),
+    /// Print what is open, its number first, and for how long.
+    #[command(after_help = "Example: killswitch --json exception list | jq .exceptions")]
+    List,
+    /// Close it before its time.
+    #[command(after_help = "Example: killswitch exception remove 1")]
+    Remove {
+        /// Its number, which `exception list` prints first.
+        id: u32,
+    },
+}
+
+/// Options of `exception add`.
+#[derive(Debug, Args)]
+pub struct AddException {
+    /// A key of [allow].
+    #[arg(value_parser = PossibleValuesParser::new(EXCEPTION_KINDS))]
+    pub kind: String,
+    /// A local network; an NTP server's address; PROTOCOL/PORT from NETWORK.
+    #[arg(required = true, num_args = 1..=3)]
+    pub what: Vec<String>,
+    /// How long: e.g. 90s, 10m, 1h30m.
+    #[arg(long = "for", value_name = "DURATION", value_parser = seconds)]
+    pub duration: u32,
+}
+
+/// As many as an exception may last.
+fn seconds(text: &str) -> Result<u32, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.subsec_nanos() != 0 || !DURATION.contains(&duration) {
+        return Err("an exception lasts a whole number of seconds, up to 24 hours".into());
+    }
+    u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
 }
 
 /// Options of `status`.

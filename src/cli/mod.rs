@@ -12,6 +12,7 @@ pub mod args;
 mod change;
 mod completions;
 mod demo;
+mod exception;
 mod explain;
 mod failure;
 mod inspect;
@@ -66,6 +67,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Connect(options) => tunnel::connect(arguments, options),
         Command::Disconnect => tunnel::disconnect(arguments),
         Command::Reconnect => tunnel::reconnect(arguments),
+        Command::Exception(command) => exception::exception(arguments, command),
         Command::Status(options) => status::status(arguments, options),
         Command::Monitor => tunnel::monitor(arguments),
         Command::Daemon => daemon(arguments),

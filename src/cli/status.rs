@@ -11,7 +11,7 @@ use super::args::{self, Arguments};
 use super::change::load_or_strictest;
 use super::output::{Style, bytes, harmless, json, say, stream, styled};
 use super::{Failure, watch};
-use crate::daemon::calls::Event;
+use crate::daemon::calls::{Event, Excepted, Report};
 use crate::dbus::client;
 use crate::lock::{State, Status};
 use crate::status;
@@ -34,14 +34,26 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 
 fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
-    match status::read(config.as_ref(), &policy, complaint) {
-        Ok(mut status) => {
-            add_daemon(&mut status);
-            Ok(status)
+    let mut told = ask_daemon();
+    loop {
+        let effective = status::with_exceptions(&policy, config.as_ref(), exceptions(&told));
+        let mut status = match status::read(config.as_ref(), &effective, complaint.clone()) {
+            Ok(status) => status,
+            Err(error) => {
+                return read_by_daemon()
+                    .ok_or_else(|| Failure { code: CANNOT_TELL, ..Failure::from(error) });
+            }
+        };
+        // An exception may have begun or ended since the daemon was asked.
+        if status.locked && !status.intact && matches!(told, Ok(Some(_))) {
+            let since = ask_daemon();
+            if exceptions(&since) != exceptions(&told) {
+                told = since;
+                continue;
+            }
         }
-        Err(error) => {
-            read_by_daemon().ok_or_else(|| Failure { code: CANNOT_TELL, ..Failure::from(error) })
-        }
+        add_daemon(&mut status, told);
+        return Ok(status);
     }
 }
 
@@ -54,14 +66,29 @@ fn read_by_daemon() -> Option<Status> {
     client::Daemon::reach(PATIENCE).and_then(|daemon| daemon.status()).ok()
 }
 
-/// What the daemon is at; a hung one must not keep anybody from an answer.
-fn add_daemon(status: &mut Status) {
+/// What the daemon is at, if there is one; a hung one must not keep anybody from an answer.
+fn ask_daemon() -> Result<Option<Report>, client::Error> {
     const PATIENCE: Duration = Duration::from_millis(25);
     match client::Daemon::report_within(PATIENCE) {
-        Ok(report) => status::add_report(status, &report),
-        Err(client::Error::NotRunning | client::Error::NoBus(_)) => {}
+        Ok(report) => Ok(Some(report)),
+        Err(client::Error::NotRunning | client::Error::NoBus(_)) => Ok(None),
         // The machine's own daemon, seen from a user namespace, is not this one's.
-        Err(client::Error::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {}
+        Err(client::Error::Io(error)) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn exceptions(told: &Result<Option<Report>, client::Error>) -> &[Excepted] {
+    match told {
+        Ok(Some(report)) => &report.exceptions,
+        _ => &[],
+    }
+}
+
+fn add_daemon(status: &mut Status, told: Result<Option<Report>, client::Error>) {
+    match told {
+        Ok(Some(report)) => status::add_report(status, &report),
+        Ok(None) => {}
         Err(_) => {
             status.daemon = true;
             status.degraded.push("the daemon does not answer".into());
@@ -193,6 +220,9 @@ fn lines(status: &Status) -> Vec<String> {
     };
     say(format!("routes    {routes}"));
     say(format!("daemon    {}", if status.daemon { "running" } else { "not running" }));
+    for exception in &status.exceptions {
+        say(format!("exception {}", styled(Style::Yellow, &super::exception::line(exception))));
+    }
     for (chain, reasons) in &status.dropped {
         for (reason, count) in reasons.iter().filter(|(_, count)| count.packets > 0) {
             let (chain, reason) = (harmless(chain), harmless(reason));

@@ -91,6 +91,10 @@ fn cannot_tell(failure: &Failure) -> Vec<Line> {
 fn tunnel(earlier: Option<(&Status, f64)>, status: &Status) -> Vec<Line> {
     let (style, word, meaning) = state(status);
     let mut lines = vec![Line::styled(style, format!("{word}: {meaning}"))];
+    for exception in &status.exceptions {
+        let words = format!("exception {}", super::exception::line(exception));
+        lines.push(Line::styled(Style::Yellow, words));
+    }
     for reason in &status.degraded {
         lines.push(Line::styled(Style::Yellow, format!("degraded: {}", harmless(reason))));
     }
@@ -401,6 +405,7 @@ mod tests {
             layers: Layers { table: true, egress: Vec::new(), routes: true, owned: true },
             dropped: [("output".to_owned(), reasons.into())].into(),
             daemon: true,
+            exceptions: Vec::new(),
             routing_guard: true,
         }
     }

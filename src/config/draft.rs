@@ -164,7 +164,7 @@ fn read_server(node: &Node, problems: &Problems) -> ServerDraft {
     }
 }
 
-const PROTOCOLS: &[(&str, Protocol)] = &[("udp", Protocol::Udp), ("tcp", Protocol::Tcp)];
+pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("udp", Protocol::Udp), ("tcp", Protocol::Tcp)];
 
 fn read_allow(allow: &Fields<'_>, problems: &Problems) -> AllowDraft {
     fn items<T>(list: Option<List<T>>) -> Vec<Placed<T>> {

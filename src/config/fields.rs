@@ -123,13 +123,7 @@ impl<'a> Fields<'a> {
 
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Option<Placed<T>> {
-        self.parsed(name, |word| {
-            let known = choices.iter().find(|(known, _)| *known == word);
-            known.map(|(_, value)| *value).ok_or_else(|| {
-                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-                unknown_word(word, &words)
-            })
-        })
+        self.parsed(name, |word| choose(word, choices))
     }
 
     /// An array of strings that mean something. Items that do not are noted and left out.
@@ -175,6 +169,15 @@ fn parse_node<T>(
 
 fn type_problem(node: &Node, expected: &str) -> Problem {
     node.place.problem(format!("{expected} is expected here, not {}", node.value.type_name()))
+}
+
+/// One of a few words.
+pub(super) fn choose<T: Copy>(word: &str, choices: &[(&str, T)]) -> Result<T, Complaint> {
+    let known = choices.iter().find(|(known, _)| *known == word);
+    known.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        unknown_word(word, &words)
+    })
 }
 
 fn unknown_word(word: &str, known: &[&str]) -> Complaint {

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 pub mod check;
 mod draft;
 mod error;
+mod exception;
 mod fields;
 mod file;
 mod schema;
@@ -32,6 +33,7 @@ mod value;
 mod wgquick;
 
 pub use error::{Error, Excerpt, Location, Problem};
+pub use exception::{EXCEPTION_KINDS, Exception};
 pub use secret::{Key, KeyError, PublicKey};
 
 /// Where the configuration is read from unless `--config` says otherwise.

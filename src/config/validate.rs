@@ -9,6 +9,7 @@ use super::draft::{Draft, ServerDraft, TunnelDraft};
 use super::fields::Problems;
 use super::source::Placed;
 use super::text::quote;
+use super::value::Complaint;
 use super::{LinkPattern, MessageShape, Protocol, SMALLEST_MTU_V6, TunnelKind};
 
 /// Notes everything that contradicts something else or is missing.
@@ -160,41 +161,14 @@ fn check_transport(server: &ServerDraft, kind: TunnelKind, problems: &Problems) 
 }
 
 fn check_lan(draft: &Draft, problems: &Problems) {
-    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    let addresses = draft.tunnel.addresses.iter().flat_map(|addresses| &addresses.value);
-    let addresses: Vec<_> = addresses.collect();
-    let endpoints = || {
-        let lists = draft.servers.iter().filter_map(|server| server.endpoints.as_ref());
-        lists.flat_map(|endpoints| &endpoints.value)
-    };
     for lan in &draft.allow.lan {
-        if let Some(address) =
-            addresses.iter().find(|address| overlap(&lan.value, &address.value.trunc()))
-        {
-            let problem = lan.place.problem(format!(
-                "{} overlaps {}, the tunnel's own address at {}",
-                lan.value,
-                address.value,
-                address.place.location()
-            ));
-            problems.add(problem.help(
-                "packets with the tunnel's addresses must never be sent outside of it;\n\
-                 name a smaller network that leaves them out",
-            ));
-        }
-        if let Some(endpoint) =
-            endpoints().find(|endpoint| lan.value.contains(&endpoint.value.ip()))
-        {
-            let problem = lan.place.problem(format!(
-                "{} contains the server {} at {}",
-                lan.value,
-                endpoint.value,
-                endpoint.place.location()
-            ));
-            problems.add(problem.help(
-                "any program could then talk to the server's address outside of the tunnel;\n\
-                 name a smaller network that leaves it out",
-            ));
+        let addresses = draft.tunnel.addresses.iter().flat_map(|addresses| &addresses.value);
+        let endpoints = draft.servers.iter().filter_map(|server| server.endpoints.as_ref());
+        let endpoints = endpoints.flat_map(|endpoints| &endpoints.value);
+        let complaints =
+            not_local(&lan.value, addresses.map(with_place), endpoints.map(with_place));
+        for complaint in complaints {
+            problems.add(complaint.at(&lan.place));
         }
     }
     for resolver in &draft.allow.lan_dns {
@@ -203,6 +177,39 @@ fn check_lan(draft: &Draft, problems: &Problems) {
             problems.add(resolver.place.problem(message).help("add its network to allow.lan"));
         }
     }
+}
+
+fn with_place<T: Copy>(placed: &Placed<T>) -> (T, String) {
+    (placed.value, format!(" at {}", placed.place.location()))
+}
+
+/// What keeps a network from being a local one beside this tunnel and these servers. Each of them
+/// comes with the words for its place, if it has one.
+pub(super) fn not_local(
+    lan: &IpNet,
+    addresses: impl IntoIterator<Item = (IpNet, String)>,
+    endpoints: impl IntoIterator<Item = (SocketAddr, String)>,
+) -> Vec<Complaint> {
+    let overlaps = |net: IpNet| lan.contains(&net) || net.contains(lan);
+    let mut complaints = Vec::new();
+    let address = addresses.into_iter().find(|(address, _)| overlaps(address.trunc()));
+    if let Some((address, place)) = address {
+        let complaint =
+            Complaint::new(format!("{lan} overlaps {address}, the tunnel's own address{place}"));
+        complaints.push(complaint.help(
+            "packets with the tunnel's addresses must never be sent outside of it;\n\
+             name a smaller network that leaves them out",
+        ));
+    }
+    let endpoint = endpoints.into_iter().find(|(endpoint, _)| lan.contains(&endpoint.ip()));
+    if let Some((endpoint, place)) = endpoint {
+        let complaint = Complaint::new(format!("{lan} contains the server {endpoint}{place}"));
+        complaints.push(complaint.help(
+            "any program could then talk to the server's address outside of the tunnel;\n\
+             name a smaller network that leaves it out",
+        ));
+    }
+    complaints
 }
 
 fn check_internal(draft: &Draft, problems: &Problems) {

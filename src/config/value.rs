@@ -30,6 +30,14 @@ impl Complaint {
         Complaint { help: Some(help.into()), ..self }
     }
 
+    /// Without a place, as a failure's message has it.
+    pub(super) fn in_words(self) -> String {
+        match self.help {
+            Some(help) => format!("{}\nhelp: {}", self.message, help.replace('\n', "\n      ")),
+            None => self.message,
+        }
+    }
+
     pub(super) fn at(self, place: &Place) -> Problem {
         Problem { help: self.help, ..place.problem(self.message) }
     }
@@ -202,11 +210,18 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, Complaint> {
              which is not supported"
         )));
     }
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    match port.parse::<u16>().ok().filter(|_| digits) {
-        Some(0) => Err(Complaint::new("port 0 cannot be used").help("write the server's port")),
-        Some(port) => Ok(SocketAddr::new(address, port)),
-        None => Err(Complaint::new(format!("{} is not a port", quote(port)))
+    Ok(SocketAddr::new(address, self::port(port, "server")?))
+}
+
+/// A port at which a server or a service listens.
+pub(super) fn port(text: &str, whose: &str) -> Result<u16, Complaint> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse::<u16>().ok().filter(|_| digits) {
+        Some(0) => {
+            Err(Complaint::new("port 0 cannot be used").help(format!("write the {whose}'s port")))
+        }
+        Some(port) => Ok(port),
+        None => Err(Complaint::new(format!("{} is not a port", quote(text)))
             .help("write a number from 1 to 65535")),
     }
 }

@@ -1,21 +1,25 @@
 //! What the loop is asked, and what it tells: its only way to the outside, whoever speaks there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::Config;
 use crate::dbus::Error;
-use crate::policy::Policy;
+use crate::policy::{Exception, Policy};
 use crate::watch::Blocked;
 
 /// A request that waits for its answer.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub request: Request,
-    pub answer: oneshot::Sender<Result<Done, Error>>,
+    pub answer: Answer,
 }
+
+/// To whom an answer is owed.
+pub(crate) type Answer = oneshot::Sender<Result<Done, Error>>;
 
 /// What is asked of the daemon, by somebody who may.
 #[derive(Debug)]
@@ -33,6 +37,19 @@ pub(crate) enum Request {
         config: Box<Config>,
         /// What it was weighed against: if that is no longer so, it must be weighed anew.
         revision: u64,
+    },
+    /// Open this for a while.
+    Except {
+        exception: Exception,
+        duration: Duration,
+        /// Who asked: for the journal.
+        who: String,
+    },
+    /// Close the exception of this number before its time.
+    EndException {
+        id: u32,
+        /// Who asked: for the journal.
+        who: String,
     },
     /// Bring the tunnel up; through this server first, if one is named.
     Connect { server: Option<String> },
@@ -52,6 +69,8 @@ pub(crate) enum Done {
         /// What is weaker than asked.
         degraded: Vec<String>,
     },
+    /// This exception is open now.
+    Excepted { id: u32 },
     /// What the request was weighed against has changed.
     Stale,
 }
@@ -76,6 +95,21 @@ pub struct Report {
     pub degraded: Vec<String>,
     /// How often somebody else's change to the lock was undone.
     pub repairs: u64,
+    /// What is open for a while besides the configuration.
+    pub exceptions: Vec<Excepted>,
+}
+
+/// An exception that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excepted {
+    /// Its number.
+    pub id: u32,
+    /// One of [`crate::config::EXCEPTION_KINDS`].
+    pub kind: String,
+    /// As [`Exception`] writes it.
+    pub what: String,
+    /// When it ends, in microseconds of CLOCK_BOOTTIME.
+    pub ends: u64,
 }
 
 impl Report {
@@ -98,6 +132,9 @@ impl Report {
             (true, _) => ", not connected".to_owned(),
         };
         let mut words = format!("{lock}{tunnel}");
+        if !self.exceptions.is_empty() {
+            words.push_str(&format!("; exceptions: {}", self.exceptions.len()));
+        }
         if let [first, rest @ ..] = self.degraded.as_slice() {
             words.push_str(&format!("; degraded: {first}"));
             if !rest.is_empty() {
@@ -150,7 +187,9 @@ pub enum Event {
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub report: Report,
-    /// The one that is held, or would be after `lock`.
+    /// The configuration's: what is held after `lock`.
+    pub configured: Arc<Policy>,
+    /// With the exceptions: what is held now.
     pub policy: Arc<Policy>,
     /// `None`: it cannot be used.
     pub config: Option<Arc<Config>>,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::calls::Answer;
 use crate::config::Config;
 use crate::dns::{Resolvers, Restarts};
 use crate::engine::{Effect, Reading, TunnelLink};
@@ -34,6 +35,11 @@ pub(super) enum Report {
     Unlocked(Result<bool, String>),
     /// A new policy was applied; after an error the old one is still the one that is held.
     Replaced(Result<Outcome, String>),
+    /// An exception was opened, or not; then the policy before it is the one that is held.
+    Loosened(u32, Result<Outcome, String>, Answer),
+    /// Exceptions were closed. After an error some may be open still, but no longer than until the
+    /// lock is held again.
+    Tightened(Vec<u32>, Result<Outcome, String>, Vec<Answer>),
     /// The tunnel's link is there; what this machine cannot give it.
     LinkReady(Vec<String>),
     /// The counters.
@@ -80,6 +86,10 @@ enum LockTask {
     Hold,
     Unlock,
     Replace(Box<Policy>),
+    /// With one more exception, of this number.
+    Loosen(Box<Policy>, u32, Answer),
+    /// Without these.
+    Tighten(Box<Policy>, Vec<u32>, Vec<Answer>),
 }
 
 enum TunnelTask {
@@ -148,6 +158,17 @@ impl Lanes {
         let _ = self.lock.send(LockTask::Replace(Box::new(policy)));
     }
 
+    /// Applies the policy with one more exception.
+    pub(super) fn loosen(&self, policy: Policy, id: u32, answer: Answer) {
+        let _ = self.lock.send(LockTask::Loosen(Box::new(policy), id, answer));
+    }
+
+    /// Applies the policy without these exceptions. Whatever comes of that, it is the one that is
+    /// held from now on.
+    pub(super) fn tighten(&self, policy: Policy, ids: Vec<u32>, answers: Vec<Answer>) {
+        let _ = self.lock.send(LockTask::Tighten(Box::new(policy), ids, answers));
+    }
+
     /// From now on the tunnel and its resolvers are these.
     pub(super) fn configure(&self, config: &Config) {
         let _ = self.dns.send(DnsTask::Configure(resolvers(config)));
@@ -168,16 +189,35 @@ fn hold_lock(
     reports: &UnboundedSender<Report>,
 ) {
     let mut parked = false;
+    // Opened by an administrator: to be closed by nothing but what means to.
+    let mut open = false;
     for task in tasks {
         let report = match task {
-            LockTask::Hold => Report::Held(keeper.hold(&policy).map_err(|it| it.to_string())),
-            LockTask::Unlock => Report::Unlocked(keeper.unlock().map_err(|it| it.to_string())),
+            LockTask::Hold => {
+                open = false;
+                Report::Held(keeper.hold(&policy).map_err(|it| it.to_string()))
+            }
+            LockTask::Unlock => {
+                let unlocked = keeper.unlock().map_err(|it| it.to_string());
+                open = unlocked.is_ok();
+                Report::Unlocked(unlocked)
+            }
             LockTask::Replace(new) => {
-                let outcome = keeper.replace(&new).map_err(|it| it.to_string());
-                if outcome.is_ok() {
-                    policy = *new;
-                }
-                Report::Replaced(outcome)
+                Report::Replaced(put(&mut keeper, *new, &mut policy, &mut open))
+            }
+            LockTask::Loosen(_, id, answer) if open => {
+                Report::Loosened(id, Err("the lock was opened meanwhile".into()), answer)
+            }
+            LockTask::Loosen(new, id, answer) => {
+                Report::Loosened(id, put(&mut keeper, *new, &mut policy, &mut open), answer)
+            }
+            LockTask::Tighten(new, ids, answers) => {
+                policy = *new;
+                let outcome = match open {
+                    true => Ok(Outcome::default()),
+                    false => keeper.hold(&policy).map_err(|it| it.to_string()),
+                };
+                Report::Tightened(ids, outcome, answers)
             }
         };
         if !parked && matches!(&report, Report::Held(Ok(outcome)) if outcome.owned) {
@@ -192,6 +232,18 @@ fn hold_lock(
             return;
         }
     }
+}
+
+/// Applies a new policy, and keeps it if that succeeds.
+fn put(
+    keeper: &mut Keeper,
+    new: Policy,
+    policy: &mut Policy,
+    open: &mut bool,
+) -> Result<Outcome, String> {
+    let outcome = keeper.replace(&new).map_err(|it| it.to_string())?;
+    (*policy, *open) = (new, false);
+    Ok(outcome)
 }
 
 /// The tunnel's device and where it leads.

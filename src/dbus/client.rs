@@ -16,7 +16,7 @@ use zbus::{DynamicType, Proxy, fdo};
 
 use super::document::{Document, value};
 use super::{Error as Refusal, INTERFACE, NAME, PATH, SOCKET};
-use crate::daemon::calls::{Event, Report};
+use crate::daemon::calls::{Event, Excepted, Report};
 use crate::lock::{Outcome, Status};
 use crate::unix_socket;
 
@@ -168,6 +168,22 @@ impl Daemon {
         self.call("Unlock", &(reason,))
     }
 
+    /// Has opened for so many seconds what [`crate::policy::Exception`] writes so; its number.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn add_exception(&self, kind: &str, what: &str, seconds: u32) -> Result<u32, Error> {
+        self.call("AddException", &(kind, what, seconds))
+    }
+
+    /// Has an exception closed before its time.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn remove_exception(&self, id: u32) -> Result<(), Error> {
+        self.call("RemoveException", &(id,))
+    }
+
     /// Has the tunnel brought up; through this server first, if one is named. It takes its time.
     ///
     /// # Errors
@@ -210,7 +226,7 @@ impl Daemon {
     async fn read_report(&self) -> Result<Report, Error> {
         let known = |text: String| (!text.is_empty()).then_some(text);
         let proxy = &self.proxy;
-        let (state, tunnel, locked, intact, server, endpoint, degraded, repairs) = tokio::try_join!(
+        let (state, tunnel, locked, intact, server, endpoint, degraded, repairs, exceptions) = tokio::try_join!(
             proxy.get_property("State"),
             proxy.get_property("Tunnel"),
             proxy.get_property("Locked"),
@@ -219,9 +235,27 @@ impl Daemon {
             proxy.get_property("Endpoint"),
             proxy.get_property("Degraded"),
             proxy.get_property("Repairs"),
+            self.read_exceptions(),
         )?;
         let (server, endpoint) = (known(server), known(endpoint));
-        Ok(Report { state, tunnel, locked, intact, server, endpoint, degraded, repairs })
+        Ok(Report {
+            state,
+            tunnel,
+            locked,
+            intact,
+            server,
+            endpoint,
+            degraded,
+            repairs,
+            exceptions,
+        })
+    }
+
+    async fn read_exceptions(&self) -> zbus::Result<Vec<Excepted>> {
+        type Parts = (u32, String, String, u64);
+        let all: Vec<Parts> = self.proxy.get_property("Exceptions").await?;
+        let whole = |(id, kind, what, ends): Parts| Excepted { id, kind, what, ends };
+        Ok(all.into_iter().map(whole).collect())
     }
 
     /// What the kernel holds, for those who may not read it themselves.

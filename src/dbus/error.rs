@@ -14,6 +14,10 @@ pub enum Error {
     UnknownServer(String),
     /// Something else brings the tunnel up: `tunnel.kind = "external"`.
     NotManaged(String),
+    /// There is no exception of this number, or it has ended.
+    UnknownException(String),
+    /// The lock is open, and this means nothing then.
+    NotLocked(String),
     /// An argument that means nothing.
     InvalidArgument(String),
     /// Too many calls at the same time, or one that excludes another is under way.
@@ -29,6 +33,8 @@ impl Error {
             | Error::BadConfiguration(words)
             | Error::UnknownServer(words)
             | Error::NotManaged(words)
+            | Error::UnknownException(words)
+            | Error::NotLocked(words)
             | Error::InvalidArgument(words)
             | Error::Busy(words) => words,
         }
@@ -41,6 +47,8 @@ impl Error {
             Some("BadConfiguration") => Error::BadConfiguration,
             Some("UnknownServer") => Error::UnknownServer,
             Some("NotManaged") => Error::NotManaged,
+            Some("UnknownException") => Error::UnknownException,
+            Some("NotLocked") => Error::NotLocked,
             Some("InvalidArgument") => Error::InvalidArgument,
             Some("Busy") => Error::Busy,
             _ => Error::Failed,

@@ -17,8 +17,10 @@ use super::document::{Document, document};
 use super::kernel::Kernel;
 use super::{Daemon, Error, INTERFACE, PATH};
 use crate::config;
-use crate::daemon::calls::{Call, Done, Event, Facts, Request};
+use crate::daemon::calls::{Call, Done, Event, Excepted, Facts, Request};
+use crate::exceptions;
 use crate::explain;
+use crate::policy::Exception;
 use crate::ruleset::plan;
 
 /// One for each connection.
@@ -82,8 +84,8 @@ impl Manager {
 /// person can be asked.
 #[zbus::interface(name = "org.killswitch1.Manager")]
 impl Manager {
-    /// Closes the lock as it was configured last, and mends it where it is closed. Action
-    /// org.killswitch1.tighten.
+    /// Closes the lock as it was configured last, without exceptions, and mends it where it is closed.
+    /// Action org.killswitch1.tighten.
     #[zbus(out_args("changed", "degraded"))]
     async fn lock(
         &self,
@@ -115,8 +117,8 @@ impl Manager {
         Ok(done(self.ask(Request::Unlock { who, why }).await?)?.0)
     }
 
-    /// Reads the configuration anew and applies it, also to an open machine. On an error the old
-    /// lock stays. Action org.killswitch1.tighten, and org.killswitch1.loosen besides if anything of
+    /// Reads the configuration anew and applies it, without exceptions, also to an open machine. On an
+    /// error the old lock stays, with them. Action org.killswitch1.tighten, and org.killswitch1.loosen besides if anything of
     /// it loosens.
     #[zbus(out_args("changed", "degraded"))]
     async fn reload(
@@ -141,7 +143,8 @@ impl Manager {
                 .map_err(|error| Error::Failed(error.to_string()))?
                 .map_err(|error| self.refuse_configuration(&error))?;
             let policy = crate::policy::Policy::from_config(&config);
-            let opens = facts.report.locked && plan::loosens(&facts.policy, &policy);
+            // Not against the exceptions: what is open for a while is not to stay so unasked.
+            let opens = facts.report.locked && plan::loosens(&facts.configured, &policy);
             let _permit = match opens {
                 true => Some(self.permit(connection, &header, Action::Loosen).await?),
                 false => None,
@@ -187,6 +190,50 @@ impl Manager {
     ) -> Result<(), Error> {
         let _permit = self.permit(connection, &header, Action::Connect).await?;
         self.ask(Request::Reconnect).await.map(drop)
+    }
+
+    /// Opens for `seconds` (1 to 86400, sleep included) what a key of the configuration's [allow]
+    /// could: `kind` "lan" and `what` "192.168.1.0/24", "ntp" and "192.0.2.123", or "inbound" and
+    /// "tcp/22 from 192.168.1.0/24". The same checks hold as in the configuration. It ends before its
+    /// time by RemoveException, Lock, Unlock and Reload, and when the daemon stops or starts; and with
+    /// it its connections. The same may be open twice, until the later end. Action
+    /// org.killswitch1.loosen.
+    #[zbus(out_args("id"))]
+    async fn add_exception(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+        kind: &str,
+        what: &str,
+        seconds: u32,
+    ) -> Result<u32, Error> {
+        let exception = Exception::parse(kind, what).map_err(Error::InvalidArgument)?;
+        let duration = Duration::from_secs(seconds.into());
+        if !exceptions::DURATION.contains(&duration) {
+            let (shortest, longest) = exceptions::DURATION.into_inner();
+            let (shortest, longest) = (shortest.as_secs(), longest.as_secs());
+            return Err(Error::InvalidArgument(format!(
+                "an exception lasts {shortest} to {longest} seconds, not {seconds}"
+            )));
+        }
+        let permit = self.permit(connection, &header, Action::Loosen).await?;
+        let who = permit.who.clone();
+        match self.ask(Request::Except { exception, duration, who }).await? {
+            Done::Excepted { id } => Ok(id),
+            _ => Err(Error::Failed("the daemon does not say its number".into())),
+        }
+    }
+
+    /// Closes an exception before its time. Action org.killswitch1.tighten.
+    async fn remove_exception(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+        id: u32,
+    ) -> Result<(), Error> {
+        let permit = self.permit(connection, &header, Action::Tighten).await?;
+        let who = permit.who.clone();
+        self.ask(Request::EndException { id, who }).await.map(drop)
     }
 
     /// What the kernel holds, read now: the JSON document of `killswitch status`.
@@ -249,8 +296,8 @@ impl Manager {
         self.facts().report.locked
     }
 
-    /// Whether the kernel holds exactly what the configuration compiles to: read back when it was
-    /// applied, and no change by others has been seen since.
+    /// Whether the kernel holds exactly what the configuration compiles to, with the exceptions: read
+    /// back when it was applied, and no change by others has been seen since.
     #[zbus(property)]
     fn intact(&self) -> bool {
         self.facts().report.intact
@@ -278,6 +325,13 @@ impl Manager {
     #[zbus(property)]
     fn repairs(&self) -> u64 {
         self.facts().report.repairs
+    }
+
+    /// What is open for a while: number, kind, what, and when it ends, in microseconds of
+    /// CLOCK_BOOTTIME (the first number of /proc/uptime, which goes on in sleep and is not set).
+    #[zbus(property)]
+    fn exceptions(&self) -> Vec<(u32, String, String, u64)> {
+        self.facts().report.exceptions.iter().map(in_parts).collect()
     }
 
     /// When the last handshake was, in microseconds since 1970; 0 if there was none. Read when asked.
@@ -354,9 +408,14 @@ impl Manager {
     async fn missed(emitter: &SignalEmitter<'_>, signals: u64) -> zbus::Result<()>;
 }
 
+fn in_parts(it: &Excepted) -> (u32, String, String, u64) {
+    (it.id, it.kind.clone(), it.what.clone(), it.ends)
+}
+
 fn done(done: Done) -> Result<(bool, Vec<String>), Error> {
     match done {
         Done::Yes { changed, degraded } => Ok((changed, degraded)),
+        Done::Excepted { .. } => Ok((true, Vec::new())),
         Done::Stale => Err(Error::Busy("the lock was changed meanwhile; try again".into())),
     }
 }
@@ -395,7 +454,8 @@ pub(super) async fn tell(connection: &Connection, daemon: &Daemon) -> zbus::Resu
 async fn tell_changes(emitter: &SignalEmitter<'_>, old: &Facts, new: &Facts) -> zbus::Result<()> {
     let (old, new) = (&old.report, &new.report);
     let text = |text: &Option<String>| Variant::from(text.clone().unwrap_or_default());
-    let all: [(bool, &str, Variant<'_>); 8] = [
+    let exceptions: Vec<_> = new.exceptions.iter().map(in_parts).collect();
+    let all: [(bool, &str, Variant<'_>); 9] = [
         (old.state != new.state, "State", new.state.as_str().into()),
         (old.tunnel != new.tunnel, "Tunnel", new.tunnel.as_str().into()),
         (old.locked != new.locked, "Locked", new.locked.into()),
@@ -404,6 +464,7 @@ async fn tell_changes(emitter: &SignalEmitter<'_>, old: &Facts, new: &Facts) -> 
         (old.endpoint != new.endpoint, "Endpoint", text(&new.endpoint)),
         (old.degraded != new.degraded, "Degraded", new.degraded.clone().into()),
         (old.repairs != new.repairs, "Repairs", new.repairs.into()),
+        (old.exceptions != new.exceptions, "Exceptions", exceptions.into()),
     ];
     let changed: std::collections::BTreeMap<&str, Variant<'_>> =
         all.into_iter().filter(|it| it.0).map(|(_, name, value)| (name, value)).collect();

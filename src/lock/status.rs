@@ -32,9 +32,24 @@ pub struct Status {
     pub dropped: BTreeMap<String, BTreeMap<String, Counted>>,
     /// Whether the daemon runs: the kernel's view does not tell, whoever asks the daemon does.
     pub daemon: bool,
+    /// What the daemon leaves open for a while, with which all this is judged.
+    pub exceptions: Vec<Exception>,
     /// Whether the policy has a routing guard.
     #[serde(skip)]
     pub routing_guard: bool,
+}
+
+/// What is open for a while.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Exception {
+    /// Its number.
+    pub id: u32,
+    /// One of [`crate::config::EXCEPTION_KINDS`].
+    pub kind: String,
+    /// As [`policy::Exception`] writes it.
+    pub what: String,
+    /// Seconds until it ends.
+    pub left_s: u64,
 }
 
 /// The lock's state in one word.
@@ -118,6 +133,7 @@ impl Status {
             },
             dropped: dropped(live),
             daemon: false,
+            exceptions: Vec::new(),
             routing_guard: policy.routing_guard,
         }
     }

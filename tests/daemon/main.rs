@@ -3,6 +3,7 @@
 mod attacks;
 mod crashes;
 mod environment;
+mod exceptions;
 mod faults;
 mod requests;
 mod soak;
@@ -13,9 +14,15 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests =
-        [attacks::TESTS, faults::TESTS, crashes::TESTS, environment::TESTS, requests::TESTS]
-            .concat();
+    let tests = [
+        attacks::TESTS,
+        faults::TESTS,
+        crashes::TESTS,
+        environment::TESTS,
+        requests::TESTS,
+        exceptions::TESTS,
+    ]
+    .concat();
     let slow = [faults::SLOW, soak::SLOW].concat();
     harness::run_with_slow(&tests, &slow)
 }

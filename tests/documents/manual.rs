@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
-use clap::{CommandFactory, Parser};
+use clap::{Command, CommandFactory, Parser};
 use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
 use killswitch::config::{self, LinkPattern};
-use killswitch::lock::{Layers, State, Status, Tunnel};
+use killswitch::lock::{Exception, Layers, State, Status, Tunnel};
 use killswitch::netfilter::Counted;
 use serde_json::Value;
 
@@ -17,7 +16,7 @@ const MANUALS: [&str; 3] = ["man/killswitch.8", "man/killswitch.toml.5", "man/ki
 
 /// What a program that reads manuals said; it must be installed.
 fn run(program: &str, arguments: &[&str]) -> (String, String) {
-    let output = Command::new(program)
+    let output = std::process::Command::new(program)
         .args(arguments)
         .env("LC_ALL", "C.UTF-8")
         .env("MANROFFSEQ", "")
@@ -79,8 +78,7 @@ fn the_manual_has_every_command_and_option_in_the_words_of_help() {
         let long = argument.get_long().unwrap();
         assert!(manual.contains(&format!(".It Fl -{long}")), "killswitch(8) lacks --{long}");
     }
-    for subcommand in command.get_subcommands().filter(|it| !it.is_hide_set()) {
-        let name = subcommand.get_name();
+    for (name, subcommand) in commands(&command) {
         let (_, after) = manual
             .split_once(&format!("\n.It Ic {name}"))
             .unwrap_or_else(|| panic!("killswitch(8) lacks {name}"));
@@ -100,6 +98,22 @@ fn the_manual_has_every_command_and_option_in_the_words_of_help() {
             assert!(text.contains(&wanted), "killswitch(8), {name}: {wanted:?} is missing");
         }
     }
+}
+
+/// Every command that help shows, with its name as it is typed; those that only have others below
+/// them are left out.
+fn commands(above: &Command) -> Vec<(String, &Command)> {
+    let mut all = Vec::new();
+    for command in above.get_subcommands().filter(|it| !it.is_hide_set()) {
+        let name = command.get_name();
+        match command.has_subcommands() {
+            true => all.extend(
+                commands(command).into_iter().map(|(below, it)| (format!("{name} {below}"), it)),
+            ),
+            false => all.push((name.to_owned(), command)),
+        }
+    }
+    all
 }
 
 #[test]
@@ -154,6 +168,7 @@ fn full_status() -> Value {
         layers: Layers { table: true, egress: vec!["eth0".into()], routes: true, owned: true },
         dropped: [("output".to_owned(), reasons.into())].into(),
         daemon: true,
+        exceptions: vec![Exception { id: 1, kind: "lan".into(), what: "a".into(), left_s: 1 }],
         routing_guard: true,
     };
     serde_json::to_value(status).expect("a document")
@@ -164,6 +179,7 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
         found.insert(key.clone());
         keys(value, found);
     }
+    value.as_array().into_iter().flatten().for_each(|item| keys(item, found));
 }
 
 #[test]
@@ -282,8 +298,9 @@ fn the_manual_has_every_key_with_its_default() {
 /// colon: up to what a shell makes of it, or what explains it.
 fn examples() -> Vec<String> {
     let command = Arguments::command();
-    let mut texts: Vec<String> = command
-        .get_subcommands()
+    let below = commands(&command).into_iter().map(|(_, it)| it);
+    let mut texts: Vec<String> = below
+        .chain(command.get_subcommands())
         .chain([&command])
         .filter_map(|it| it.get_after_help().map(ToString::to_string))
         .collect();

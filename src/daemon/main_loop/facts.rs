@@ -22,7 +22,8 @@ impl Daemon {
         }
         self.board.update(|facts| {
             facts.report = report;
-            facts.policy = self.policy.clone();
+            facts.configured = self.policy.clone();
+            facts.policy = self.effective.clone();
             facts.config = self.config.clone();
             facts.complaint = self.complaint.clone();
             facts.revision = self.revision;
@@ -58,6 +59,7 @@ impl Daemon {
             endpoint: candidate.map(|it| it.endpoint.to_string()),
             degraded: self.degraded(),
             repairs: self.repairs,
+            exceptions: self.exceptions_in_words(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The loop itself: what it waits for, and that what the engine says is done.
 
+mod exceptions;
 mod facts;
 mod reports;
 mod requests;
@@ -15,18 +16,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::calls::{self, Board, Call, Facts};
+use super::calls::{self, Answer, Board, Call, Facts};
 use super::lanes::{Lane, Lanes, Report};
 use super::{Error, Plan, system};
 use crate::config::Config;
 use crate::dbus;
 use crate::engine::{Command, Effect, Engine, Event, State, Time};
+use crate::exceptions::Book;
 use crate::lock::{self, Keeper};
 use crate::netlink::Family;
 use crate::policy::Policy;
 use crate::watch::{Blocked, BlockedWatch, Observer, Sleep, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
-use requests::Answer;
 
 /// A lane that works on one thing for longer is not healthy: the watchdog is not fed.
 const LONGEST_EFFECT: Duration = Duration::from_secs(60);
@@ -43,6 +44,8 @@ pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
         tokio::select! {
             biased;
             () = end.asked() => break,
+            // Before all others, so that none can hold it up.
+            () = until(daemon.exceptions.deadline()) => daemon.end_due_exceptions(),
             Some(report) = daemon.reports.recv() => daemon.reported(report),
             Some(call) = daemon.calls.recv() => daemon.called(call),
             Some(()) = hang_up.recv() => daemon.reload(),
@@ -63,7 +66,11 @@ struct Daemon {
     path: PathBuf,
     /// `None`: it cannot be used.
     config: Option<Arc<Config>>,
+    /// The configuration's.
     policy: Arc<Policy>,
+    exceptions: Book,
+    /// The policy with the exceptions.
+    effective: Arc<Policy>,
     complaint: Option<String>,
     /// Only read here: the tunnel's lane changes it.
     device: Option<Device>,
@@ -84,6 +91,9 @@ struct Daemon {
     wait_for_open: Vec<Answer>,
     /// Who waits for it to be closed.
     wait_for_closed: Vec<Answer>,
+    /// Who waits for what has ended to be closed, after a reload.
+    wait_for_tightened: Vec<Answer>,
+    tighten_after_reload: bool,
     /// A new configuration, whose policy the lock's lane is applying.
     coming: Option<Coming>,
     /// Since when effects have been with their lanes, each in order.
@@ -136,6 +146,7 @@ impl Daemon {
         let (config, policy) = (config.map(Arc::new), Arc::new(policy));
         let board = Arc::new(Board::new(Facts {
             report: calls::Report::default(),
+            configured: policy.clone(),
             policy: policy.clone(),
             config: config.clone(),
             complaint: complaint.clone(),
@@ -168,7 +179,9 @@ impl Daemon {
         let mut daemon = Daemon {
             path: path.to_owned(),
             config,
+            effective: policy.clone(),
             policy,
+            exceptions: Book::default(),
             complaint,
             device,
             engine: Engine::new(settings, seed()),
@@ -184,6 +197,8 @@ impl Daemon {
             calls,
             wait_for_open: Vec::new(),
             wait_for_closed: Vec::new(),
+            wait_for_tightened: Vec::new(),
+            tighten_after_reload: false,
             coming: None,
             under_way: Vec::new(),
             ready: false,
@@ -240,11 +255,15 @@ impl Daemon {
         self.next_sign_of_life = Some(now() + every);
     }
 
-    /// The lock stays; the tunnel as configured.
+    /// The lock stays, without exceptions; the tunnel as configured.
     async fn stop(mut self) {
         system::stopping();
         // It is told by a task of its own.
         tokio::task::yield_now().await;
+        if self.end_all_exceptions("the daemon stops") {
+            self.tighten(None);
+            self.finish(|daemon| daemon.exceptions.is_empty(), "exceptions are closed").await;
+        }
         let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
         if keep || matches!(self.engine.state(), State::External { .. }) {
             tracing::info!("stopping; the lock and the tunnel stay");
@@ -252,14 +271,16 @@ impl Daemon {
         }
         tracing::info!("stopping; the lock stays");
         self.decide(Event::Command(Command::Disconnect));
+        self.finish(|daemon| daemon.under_way.is_empty(), "the tunnel is down").await;
+    }
+
+    /// Waits for what must be done before the daemon ends, but not for ever.
+    async fn finish(&mut self, done: impl Fn(&Self) -> bool, what: &str) {
         let end = Instant::now() + LAST_PATIENCE;
-        while !self.under_way.is_empty() {
+        while !done(self) {
             tokio::select! {
                 Some(report) = self.reports.recv() => self.reported(report),
-                () = sleep_until(end) => {
-                    tracing::warn!("stopping before the tunnel is down");
-                    return;
-                }
+                () = sleep_until(end) => return tracing::warn!("stopping before {what}"),
             }
         }
     }

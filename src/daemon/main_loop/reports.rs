@@ -28,6 +28,14 @@ impl Daemon {
                 self.ended(Lane::Lock);
                 self.replaced(result);
             }
+            Report::Loosened(id, result, answer) => {
+                self.ended(Lane::Lock);
+                self.loosened(id, result, answer);
+            }
+            Report::Tightened(ids, result, answers) => {
+                self.ended(Lane::Lock);
+                self.tightened(&ids, result, answers);
+            }
             Report::Done(effect) => {
                 self.ended(Lane::of(&effect));
                 self.failing.remove(&name(&effect));
@@ -60,6 +68,7 @@ impl Daemon {
                     self.board.tell(calls::Event::Repaired { repairs: self.repairs });
                 }
                 self.disturbed = false;
+                self.forget_closing_exceptions();
                 if !std::mem::replace(&mut self.held, true) {
                     self.revision += 1;
                 }
@@ -111,6 +120,7 @@ impl Daemon {
             Ok(outcome) => {
                 let plan = Plan::of(config);
                 self.policy = Arc::new(plan.policy);
+                self.reloaded(true);
                 self.held = !unlocked;
                 self.revision += 1;
                 self.complaint = None;
@@ -137,6 +147,7 @@ impl Daemon {
             }
             Err(why) => {
                 tracing::error!("not reloaded, the old lock stays: {why}");
+                self.reloaded(false);
                 Err(dbus::Error::Failed(format!("{why}\nthe lock is as it was")))
             }
         };

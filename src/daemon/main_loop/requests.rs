@@ -1,17 +1,12 @@
 //! What is asked of the daemon, by somebody who may.
 
-use tokio::sync::oneshot;
-
 use super::{Coming, Daemon, now, system};
 use crate::config::{self, Config};
-use crate::daemon::calls::{Call, Done, Request};
+use crate::daemon::calls::{Answer, Call, Done, Request};
 use crate::daemon::lanes::Lane;
 use crate::dbus::Error;
 use crate::engine::{Command, Effect, Event, State};
 use crate::policy::Policy;
-
-/// To whom an answer is owed.
-pub(super) type Answer = oneshot::Sender<Result<Done, Error>>;
 
 /// The same to all; a caller may have gone.
 pub(super) fn answer(to: &mut Vec<Answer>, answer: &Result<Done, Error>) {
@@ -20,7 +15,7 @@ pub(super) fn answer(to: &mut Vec<Answer>, answer: &Result<Done, Error>) {
     }
 }
 
-const DONE: Done = Done::Yes { changed: true, degraded: Vec::new() };
+pub(super) const DONE: Done = Done::Yes { changed: true, degraded: Vec::new() };
 
 impl Daemon {
     pub(super) fn called(&mut self, call: Call) {
@@ -30,6 +25,10 @@ impl Daemon {
             Request::Unlock { who, why } => return self.unlock(&who, &why, answer),
             Request::Reload { revision, .. } if revision != self.revision => Ok(Done::Stale),
             Request::Reload { config, .. } => return self.replace(*config, Some(answer)),
+            Request::Except { exception, duration, who } => {
+                return self.except(exception, duration, &who, answer);
+            }
+            Request::EndException { id, who } => return self.end_exception(id, &who, answer),
             Request::Connect { server } => self.connect(server),
             Request::Disconnect => self.command(Command::Disconnect),
             Request::Reconnect => self.command(Command::Reconnect),
@@ -38,12 +37,17 @@ impl Daemon {
     }
 
     fn lock(&mut self, answer: Answer) {
-        self.wait_for_closed.push(answer);
-        match *self.engine.state() {
-            State::Open => self.decide(Event::Command(Command::Lock)),
-            // Closed as far as we know: it is read, and mended.
-            _ => self.perform(Effect::HoldLock),
+        if *self.engine.state() == State::Open {
+            self.wait_for_closed.push(answer);
+            return self.decide(Event::Command(Command::Lock));
         }
+        // The configuration, and nothing besides.
+        if self.end_all_exceptions("locked") {
+            return self.tighten(Some(answer));
+        }
+        // Closed as far as we know: it is read, and mended.
+        self.wait_for_closed.push(answer);
+        self.perform(Effect::HoldLock);
     }
 
     fn unlock(&mut self, who: &str, why: &str, answer: Answer) {
@@ -55,6 +59,10 @@ impl Daemon {
             coming.unlocked = true;
         }
         self.decide(Event::Command(Command::Unlock));
+        // The next lock shall know of none.
+        if self.end_all_exceptions("unlocked") {
+            self.tighten(None);
+        }
     }
 
     /// On SIGHUP: only root can send it.
