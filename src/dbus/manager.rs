@@ -117,9 +117,9 @@ impl Manager {
         Ok(done(self.ask(Request::Unlock { who, why }).await?)?.0)
     }
 
-    /// Reads the configuration anew and applies it, without exceptions, also to an open machine. On an
-    /// error the old lock stays, with them. Action org.killswitch1.tighten, and org.killswitch1.loosen besides if anything of
-    /// it loosens.
+    /// Reads the configuration anew and applies it, without exceptions, also to an open machine. On
+    /// an error the old lock stays, with them. Action org.killswitch1.tighten, and
+    /// org.killswitch1.loosen besides if anything of it loosens.
     #[zbus(out_args("changed", "degraded"))]
     async fn reload(
         &self,
