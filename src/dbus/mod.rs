@@ -20,6 +20,7 @@ mod bus;
 pub mod client;
 mod document;
 mod error;
+mod gate;
 mod kernel;
 mod manager;
 mod packet;
