@@ -7,12 +7,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
 use zbus::connection::socket::{BoxedSplit, ReadHalf, Split, WriteHalf};
-use zbus::export::async_trait::async_trait;
 
 use crate::unix_socket;
 

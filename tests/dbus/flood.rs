@@ -1,6 +1,7 @@
 //! More calls at the same time than anybody needs, from callers of every kind.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,18 @@ impl Caller {
         callers::command(role).stdout(Stdio::piped()).spawn().map(Caller)
     }
 
+    /// Until it ends.
+    fn end(&mut self) -> Outcome {
+        let mut said = String::new();
+        if let Some(mut pipe) = self.0.stdout.take() {
+            pipe.read_to_string(&mut said)?;
+        }
+        match self.0.wait()?.success() {
+            true => Ok(()),
+            false => Err(said.into()),
+        }
+    }
+
     fn runs(&mut self) -> std::io::Result<bool> {
         Ok(self.0.try_wait()?.is_none())
     }
@@ -39,20 +52,20 @@ impl Drop for Caller {
 }
 
 pub fn ten_thousand_calls_delay_nobody() -> Outcome {
-    /// Of the machine's noise: what is to be seen is a loop that waits for a caller.
-    const NOISE: u32 = 10;
+    /// What a caller may cost another.
     const BOUND: Duration = Duration::from_millis(100);
+    /// Once in thousands, a noisy machine may cost more.
+    const NOISE: u32 = 10;
     if !callers::can_be_others() {
         return Ok(());
     }
     let mut stage = Stage::set()?;
     // What the allocator and the runtime take once.
-    let warm = Caller::start("flood")?.0.wait_with_output_of()?;
-    assert!(warm.status.success(), "{}", String::from_utf8_lossy(&warm.stdout));
+    Caller::start("flood")?.end()?;
     let (rules, before) = (stage.rules()?, stage.usage()?);
     let quiet = round_trips(50)?;
-    let _slow = Caller::start("slow readers")?;
-    let _vanishing = Caller::start("vanishing")?;
+    let slow = Caller::start("slow readers")?;
+    let vanishing = Caller::start("vanishing")?;
     let mut flood = Caller::start("flood")?;
     let mut busy = Vec::new();
     let mut most = before;
@@ -65,13 +78,11 @@ pub fn ten_thousand_calls_delay_nobody() -> Outcome {
         most.descriptors = most.descriptors.max(usage.descriptors);
         assert!(begin.elapsed() < Duration::from_secs(300), "the flood does not end");
     }
-    let output = flood.0.wait_with_output_of()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
+    flood.end()?;
     busy.sort();
     let middle = |all: &[Duration]| all[all.len() / 2];
     println!(
-        "{} round trips in {:?}: {:?} (at most {:?}); quiet: {:?} (at most {:?}); at most: {most:?}; {said}",
+        "{} round trips in {:?}: {:?} (at most {:?}); quiet: {:?} (at most {:?}); at most: {most:?}",
         busy.len(),
         begin.elapsed(),
         middle(&busy),
@@ -79,25 +90,12 @@ pub fn ten_thousand_calls_delay_nobody() -> Outcome {
         middle(&quiet),
         quiet[quiet.len() - 1],
     );
-    assert!(middle(&busy) < middle(&quiet) + BOUND * NOISE, "{busy:?}");
-    drop((_slow, _vanishing));
+    assert!(middle(&busy) < middle(&quiet) + BOUND, "{busy:?}");
+    assert!(busy[busy.len() - 1] < quiet[quiet.len() - 1] + BOUND * NOISE, "{busy:?}");
+    drop((slow, vanishing));
     stage.recovers(before, GROWTH)?;
     assert_eq!(stage.rules()?, rules);
     Ok(())
-}
-
-trait Wait {
-    fn wait_with_output_of(&mut self) -> std::io::Result<std::process::Output>;
-}
-
-impl Wait for Child {
-    fn wait_with_output_of(&mut self) -> std::io::Result<std::process::Output> {
-        let mut stdout = Vec::new();
-        if let Some(mut pipe) = self.stdout.take() {
-            std::io::Read::read_to_end(&mut pipe, &mut stdout)?;
-        }
-        Ok(std::process::Output { status: self.wait()?, stdout, stderr: Vec::new() })
-    }
 }
 
 /// Besides the properties.
@@ -207,8 +205,7 @@ pub fn large_calls_leave_nothing_behind() -> Outcome {
         most.threads = most.threads.max(usage.threads);
         round_trip()?;
     }
-    let output = large.0.wait_with_output_of()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    large.end()?;
     println!("at most {most:?}");
     assert!(most.memory < before.memory + MOST_AT_ONCE, "{before:?}, at most {most:?}");
     stage.recovers(before, 2 * GROWTH)?;
@@ -217,7 +214,7 @@ pub fn large_calls_leave_nothing_behind() -> Outcome {
 }
 
 /// In kB, while messages of 16 MB come.
-const MOST_AT_ONCE: u64 = 512 << 10;
+const MOST_AT_ONCE: u64 = 128 << 10;
 
 /// Near what the bus lets pass, many at the same time.
 pub fn call_at_length() -> Done {

@@ -39,7 +39,7 @@ pub fn garbage_at_the_control_socket() -> Outcome {
     let mut answer = [0; 3];
     let _ = liar.read(&mut answer);
     assert_ne!(&answer, b"OK ");
-    for message in wrong_here() {
+    for message in wrong::unsound() {
         let mut wire = Wire::peer(SOCKET)?;
         let _ = wire.send(&message);
     }
@@ -56,11 +56,6 @@ pub fn garbage_at_the_control_socket() -> Outcome {
     stage.recovers(before, 64 << 10)?;
     assert_eq!(stage.rules()?, rules);
     Ok(())
-}
-
-/// Root may: what is a sound call of anything that changes something is left out.
-fn wrong_here() -> Vec<Vec<u8>> {
-    wrong::unsound()
 }
 
 pub fn a_thousand_connections() -> Outcome {
