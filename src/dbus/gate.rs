@@ -2,13 +2,15 @@
 //! soon as it has been read, however many there are, and a bus that is flooded takes answers more
 //! slowly than it brings calls. Those that are not read wait at the bus, which limits them.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
@@ -37,8 +39,28 @@ struct Read(OwnedReadHalf);
 impl ReadHalf for Read {
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         wait_for_room().await;
-        Ok((self.0.read(buffer).await?, Vec::new()))
+        let stream = self.0.as_ref();
+        stream.async_io(Interest::READABLE, || receive(stream, buffer)).await
     }
+
+    /// dbus-broker ends a connection that cannot: who calls, it tells by a descriptor as well.
+    fn can_pass_unix_fd(&self) -> bool {
+        true
+    }
+}
+
+fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// unix(7), SCM_MAX_FD: in one message.
+    const MOST_DESCRIPTORS: usize = 253;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(buffer)];
+    let received = recvmsg(stream, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((received.bytes, descriptors.flatten().collect()))
 }
 
 /// Not for ever: were all of them to wait for what is not read, nobody would get on.
@@ -59,8 +81,13 @@ struct Write(OwnedWriteHalf);
 
 #[async_trait]
 impl WriteHalf for Write {
+    /// We have no descriptor to send.
     async fn sendmsg(&mut self, bytes: &[u8], _: &[BorrowedFd<'_>]) -> io::Result<usize> {
         self.0.write(bytes).await
+    }
+
+    fn can_pass_unix_fd(&self) -> bool {
+        true
     }
 
     async fn close(&mut self) -> io::Result<()> {
