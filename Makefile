@@ -13,8 +13,10 @@ BUILT := target/$(HOST)/release/killswitch
 # Where Debian's zsh looks; elsewhere it is /usr/share/zsh/site-functions.
 ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 
-# The units, the resolvers' keepers, and a machine's other firewalls, under a systemd of their own.
-CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours
+# The units, the resolvers' keepers, a machine's other firewalls, and who may do what, under a systemd
+# of their own.
+CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours \
+	tests/container/dbus
 
 .PHONY: demo test test-long bench check release install deps clean
 
@@ -56,6 +58,8 @@ install:
 	install -D -m644 systemd/killswitch.service $(DESTDIR)/usr/lib/systemd/system/killswitch.service
 	install -D -m755 systemd/killswitch-lock-boot $(DESTDIR)/usr/lib/killswitch/lock-boot
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
+	install -D -m644 packaging/dbus/org.killswitch1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.killswitch1.conf
+	install -D -m644 packaging/polkit/org.killswitch1.policy $(DESTDIR)/usr/share/polkit-1/actions/org.killswitch1.policy
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
 	install -D -m644 man/killswitch-dbus.7 $(DESTDIR)/usr/share/man/man7/killswitch-dbus.7

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use serde::Serialize;
 
+use super::agent::with_agent;
 use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
 use crate::config::{self, Config};
@@ -71,14 +72,14 @@ fn apply(
 fn over_the_bus(
     by_daemon: impl Fn(&Daemon) -> Result<Outcome, client::Error>,
 ) -> Result<Outcome, Failure> {
-    match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
+    with_agent(|| match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
         Err(client::Error::NotRunning) => Err(Failure::new(
             NOT_PERMITTED,
             "not permitted: this needs root (CAP_NET_ADMIN) where the daemon is not on the system bus\n\
              help: run this as root, or: systemctl start killswitch",
         )),
         other => Ok(other?),
-    }
+    })
 }
 
 /// A daemon that runs owns the tables, so it makes the change; otherwise we do.

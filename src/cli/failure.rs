@@ -51,6 +51,12 @@ impl Failure {
         Failure::new(USAGE, message)
     }
 
+    /// With one more thing to do next.
+    pub(super) fn helped(mut self, help: &str) -> Self {
+        self.message = format!("{}\nhelp: {help}", self.message);
+        self
+    }
+
     /// With the command's own document, which gets the error as one more key.
     pub(super) fn with(mut self, report: &impl Serialize) -> Self {
         if let Ok(Value::Object(keys)) = serde_json::to_value(report) {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod agent;
 pub mod args;
 mod change;
 mod completions;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::agent::with_agent;
 use super::args::{Arguments, Connect};
 use super::output::{Style, harmless, json, say, stream, styled, warning};
 use super::{FAILED, Failure};
@@ -21,19 +22,19 @@ const LONGEST_CLOSING: Duration = Duration::from_secs(2);
 
 pub(super) fn connect(arguments: &Arguments, options: &Connect) -> Result<u8, Failure> {
     let daemon = Daemon::reach(PATIENCE)?;
-    daemon.connect(options.server.as_deref())?;
+    with_agent(|| Ok(daemon.connect(options.server.as_deref())?))?;
     wait_for_tunnel(arguments, &daemon)
 }
 
 pub(super) fn reconnect(arguments: &Arguments) -> Result<u8, Failure> {
     let daemon = Daemon::reach(PATIENCE)?;
-    daemon.reconnect()?;
+    with_agent(|| Ok(daemon.reconnect()?))?;
     wait_for_tunnel(arguments, &daemon)
 }
 
 pub(super) fn disconnect(arguments: &Arguments) -> Result<u8, Failure> {
     let daemon = Daemon::reach(PATIENCE)?;
-    daemon.disconnect()?;
+    with_agent(|| Ok(daemon.disconnect()?))?;
     match arguments.json {
         true => json(&daemon.report()?),
         false => say("disconnected; the lock stays: nothing leaves"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zbus::fdo::{ConnectionCredentials, DBusProxy};
 use zbus::message::{Flags, Header};
 use zbus::names::BusName;
@@ -50,6 +51,16 @@ pub(super) struct Permit {
 }
 
 impl Authority {
+    /// A place among all calls that are being read or answered, however many come: they would take
+    /// memory without bound. Not while somebody types a password.
+    pub(super) fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let Authority::Polkit(callers) = self else { return Ok(None) };
+        let place = callers.crowd.clone().try_acquire_owned();
+        place
+            .map(Some)
+            .map_err(|_| Error::Busy(format!("{MOST_AT_ONCE} calls are being served; try again")))
+    }
+
     /// Waits for polkit and, if the caller allows it, for the user to prove who they are.
     pub(super) async fn permit(
         &self,
@@ -61,7 +72,9 @@ impl Authority {
             return Ok(Permit { who: "root at the control socket".into(), _place: None });
         };
         let sender = header.sender().ok_or_else(|| refusal("the bus does not say who calls"))?;
+        let admitted = self.admit()?;
         let credentials = credentials(connection, header).await?;
+        drop(admitted);
         let uid = credentials
             .unix_user_id()
             .ok_or_else(|| refusal("the bus does not know whose process calls"))?;
@@ -152,16 +165,29 @@ fn refusal(words: &str) -> Error {
     Error::NotAuthorized(words.into())
 }
 
-/// How many calls of each user are being served: nobody can take all places.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Callers(Arc<Mutex<BTreeMap<u32, usize>>>);
+/// Who is being served: nobody can take all places.
+#[derive(Debug, Clone)]
+pub(super) struct Callers {
+    /// How many calls of each user.
+    users: Arc<Mutex<BTreeMap<u32, usize>>>,
+    /// See [`Authority::admit`].
+    crowd: Arc<Semaphore>,
+}
 
-/// Calls of one user at the same time.
+/// Calls of one user at the same time, passwords being typed included.
 const MOST_OF_ONE_USER: usize = 16;
+/// Calls of all users that are being read or answered.
+const MOST_AT_ONCE: usize = 128;
+
+impl Default for Callers {
+    fn default() -> Self {
+        Callers { users: Arc::default(), crowd: Arc::new(Semaphore::new(MOST_AT_ONCE)) }
+    }
+}
 
 impl Callers {
     fn place(&self, uid: u32) -> Result<Place, Error> {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         let count = places.entry(uid).or_default();
         if *count >= MOST_OF_ONE_USER {
             return Err(Error::Busy(format!(
@@ -181,7 +207,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut places = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.callers.users.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = places.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
@@ -205,6 +231,16 @@ mod tests {
         places.pop();
         callers.place(1000).unwrap();
         drop(places);
-        assert!(callers.0.lock().unwrap().is_empty());
+        assert!(callers.users.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_crowd_is_not_let_in() {
+        let authority = Authority::Polkit(Callers::default());
+        let mut places: Vec<_> = (0..MOST_AT_ONCE).map(|_| authority.admit().unwrap()).collect();
+        assert!(matches!(authority.admit(), Err(Error::Busy(_))));
+        places.pop();
+        assert!(authority.admit().unwrap().is_some());
+        assert!(Authority::Root.admit().unwrap().is_none());
     }
 }

@@ -1,10 +1,15 @@
 //! The system bus: it may come minutes after us, restart under us, or never. The lock does not care.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use zbus::Address;
+use zbus::address::Transport;
+use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
 
 use super::authority::{Authority, Callers};
+use super::gate;
 use super::manager::{Manager, tell};
 use super::{Daemon, NAME, PATH};
 use crate::watch::BusAppears;
@@ -31,7 +36,7 @@ pub(super) async fn serve(daemon: Daemon) {
 async fn serve_once(daemon: &Daemon, manager: Manager) -> zbus::Result<()> {
     /// For a bus that starts, or hangs.
     const PATIENCE: Duration = Duration::from_secs(30);
-    let connection = Builder::system().serve_at(PATH, manager).name(NAME).build();
+    let connection = builder()?.serve_at(PATH, manager).name(NAME).build();
     let connection = tokio::time::timeout(PATIENCE, connection)
         .await
         .map_err(|_| zbus::Error::Failure("the bus does not answer".into()))??;
@@ -39,4 +44,16 @@ async fn serve_once(daemon: &Daemon, manager: Manager) -> zbus::Result<()> {
     // How it ended does not matter: it is to be had again.
     let _ = tell(&connection, daemon).await;
     Ok(())
+}
+
+/// At its socket by our own way, where the bus has a path, as everywhere.
+fn builder() -> zbus::Result<Builder<'static>> {
+    let address = Address::system()?;
+    if let Transport::Unix(unix) = address.transport()
+        && let UnixSocket::File(path) = unix.path()
+    {
+        let socket = gate::connect(path).map_err(|it| zbus::Error::InputOutput(Arc::new(it)))?;
+        return Ok(Builder::socket(socket));
+    }
+    Ok(Builder::address(address))
 }

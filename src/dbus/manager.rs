@@ -15,11 +15,13 @@ use zbus::{Connection, Variant};
 use super::authority::{Action, Authority, Permit};
 use super::document::{Document, document};
 use super::kernel::Kernel;
+use super::packet::Packet;
 use super::{Daemon, Error, INTERFACE, PATH};
 use crate::config;
 use crate::daemon::calls::{Call, Done, Event, Excepted, Facts, Request};
 use crate::exceptions;
 use crate::explain;
+use crate::lock::Status;
 use crate::policy::Exception;
 use crate::ruleset::plan;
 
@@ -69,8 +71,13 @@ impl Manager {
         Error::BadConfiguration(format!("{words}\nthe lock is as it was"))
     }
 
+    async fn read_kernel(&self) -> Result<Arc<Status>, Error> {
+        let _place = self.authority.admit()?;
+        self.kernel.status(self.facts()).await
+    }
+
     async fn status_document(&self) -> Result<Document, Error> {
-        let status = self.kernel.status(self.facts()).await?;
+        let status = self.read_kernel().await?;
         let value = serde_json::to_value(&*status)
             .map_err(|error| Error::Failed(format!("the status has no document: {error}")))?;
         Ok(document(value))
@@ -246,13 +253,11 @@ impl Manager {
     /// packet is described by that command's options without their dashes, e.g. {"out": "eth0",
     /// "to": "1.1.1.1", "proto": "udp", "port": "53"}; an option that takes no value has "true".
     #[zbus(out_args("decision"))]
-    async fn explain(
-        &self,
-        packet: std::collections::BTreeMap<String, String>,
-    ) -> Result<Document, Error> {
+    async fn explain(&self, packet: Packet) -> Result<Document, Error> {
+        let _place = self.authority.admit()?;
         let facts = self.facts();
         tokio::task::spawn_blocking(move || {
-            let words = explain::Words::from_pairs(&packet).map_err(Error::InvalidArgument)?;
+            let words = explain::Words::from_pairs(&packet.0).map_err(Error::InvalidArgument)?;
             let strictest = facts.config.is_none();
             let decision =
                 explain::decide(&words, &facts.policy).map_err(Error::InvalidArgument)?;
@@ -337,7 +342,7 @@ impl Manager {
     /// When the last handshake was, in microseconds since 1970; 0 if there was none. Read when asked.
     #[zbus(property(emits_changed_signal = "false"))]
     async fn last_handshake(&self) -> Result<u64, Error> {
-        let status = self.kernel.status(self.facts()).await?;
+        let status = self.read_kernel().await?;
         let age = status.tunnel.as_ref().and_then(|tunnel| tunnel.last_handshake_age_s);
         Ok(age.map_or(0, |age| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -348,7 +353,7 @@ impl Manager {
     /// How many packets the lock has stopped, all reasons together. Read when asked.
     #[zbus(property(emits_changed_signal = "false"))]
     async fn dropped_packets(&self) -> Result<u64, Error> {
-        let status = self.kernel.status(self.facts()).await?;
+        let status = self.read_kernel().await?;
         Ok(status.dropped.values().flat_map(|chain| chain.values()).map(|it| it.packets).sum())
     }
 

@@ -19,8 +19,10 @@ mod bus;
 pub mod client;
 mod document;
 mod error;
+mod gate;
 mod kernel;
 mod manager;
+mod packet;
 mod private;
 
 pub use error::Error;
@@ -49,6 +51,22 @@ pub(crate) struct Daemon {
 /// If the control socket cannot be made, e.g. where /run is read-only. The bus is served anyway, as
 /// soon as there is one.
 pub(crate) fn serve(daemon: &Daemon) -> std::io::Result<()> {
-    tokio::spawn(bus::serve(daemon.clone()));
+    if let Err(error) = serve_bus(daemon.clone()) {
+        tracing::error!(%error, "not on the system bus: only root can ask, at the control socket");
+    }
     private::serve(daemon.clone())
+}
+
+/// On a thread of its own: whatever anybody on the bus calls, however often, the daemon's loop and
+/// root at the control socket do not wait for it.
+fn serve_bus(daemon: Daemon) -> std::io::Result<()> {
+    /// What is done there for callers takes milliseconds; more of it at the same time would only
+    /// take memory.
+    const BLOCKING_THREADS: usize = 4;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    let thread = std::thread::Builder::new().name("bus".into());
+    thread.spawn(move || runtime.block_on(bus::serve(daemon))).map(drop)
 }
