@@ -94,7 +94,7 @@ pub enum Command {
     Disconnect,
     /// Make a fresh handshake, with the present server first; wait for it.
     Reconnect,
-    /// Open something for a while, as a key of [allow] could.
+    /// Open something for a while, as a key of allow in the configuration could.
     ///
     /// The daemon closes it at its end, and before that at `lock`, `unlock` and `reload`, and when it
     /// stops or starts: exceptions live in its memory alone. What passes by one ends with it, also
@@ -236,7 +236,7 @@ pub enum ExceptionCommand {
 /// Options of `exception add`.
 #[derive(Debug, Args)]
 pub struct AddException {
-    /// A key of [allow].
+    /// A key of allow in the configuration.
     #[arg(value_parser = PossibleValuesParser::new(EXCEPTION_KINDS))]
     pub kind: String,
     /// A local network; an NTP server's address; PROTOCOL/PORT from NETWORK.

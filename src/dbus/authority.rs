@@ -85,7 +85,13 @@ impl Authority {
             return Ok(permit);
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        ask_polkit(connection, sender.as_str(), action, interactive).await.map(|()| permit)
+        ask_polkit(connection, sender.as_str(), action, interactive).await?;
+        // What somebody agreed to who has gone meanwhile (or gave up waiting) is no longer wanted.
+        // The bus gives a name to nobody else.
+        if interactive {
+            self::credentials(connection, header).await?;
+        }
+        Ok(permit)
     }
 }
 
