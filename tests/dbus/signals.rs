@@ -1,6 +1,7 @@
 //! What the daemon tells by itself, and that it finds its bus.
 
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use killswitch::dbus::INTERFACE;
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("changes_are_signalled", changes),
     ("tampering_and_its_repair_are_signalled", tampered),
     ("a_blocked_packet_is_signalled_with_its_sender", blocked),
+    ("the_live_view_shows_who_was_blocked", shown),
     ("what_fails_is_signalled_and_degrades", degraded),
     ("strangers_on_the_bus_do_not_wake_the_daemon", strangers),
 ];
@@ -92,6 +94,36 @@ fn restarted() -> Outcome {
         }
         bus.again()?;
     }
+    Ok(())
+}
+
+/// `status --watch` on a terminal, which script(1) makes.
+fn shown() -> Outcome {
+    let stage = Stage::set()?;
+    let screen = std::env::temp_dir().join("killswitch-view");
+    let view = format!(
+        "{} --config {} status --watch",
+        setup::program()?.display(),
+        stage.configuration.display()
+    );
+    let mut command = Command::new("script");
+    command.args(["-qfc", &view]).arg(&screen);
+    // It ends with its input.
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _view = stage.lab.client.start(command)?;
+    let socket = PacketSocket::open(&stage.lab.client, CLIENT_LINK)?;
+    let whose = format!(" by user {}", nix::unistd::geteuid());
+    let mut port = 20_000;
+    // Told of is only what is blocked after it listens.
+    eventually("the view shows what was blocked, and whose it is", || {
+        port += 1;
+        let _ = socket.send(&datagram(port));
+        let text =
+            String::from_utf8_lossy(&std::fs::read(&screen).unwrap_or_default()).into_owned();
+        let told = format!("blocked: udp to {INTERNET_V4} port ");
+        Ok(text.contains("just now") && text.contains(&told) && text.contains(&whose))
+    })?;
+    std::fs::remove_file(screen)?;
     Ok(())
 }
 
