@@ -60,6 +60,8 @@ install:
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
 	install -D -m644 packaging/dbus/org.killswitch1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.killswitch1.conf
 	install -D -m644 packaging/polkit/org.killswitch1.policy $(DESTDIR)/usr/share/polkit-1/actions/org.killswitch1.policy
+	for document in README.md SECURITY.md ARCHITECTURE.md CHANGELOG.md docs/dbus.md docs/neighbours.md; do \
+	install -D -m644 $$document $(DESTDIR)/usr/share/doc/killswitch/$$document || exit 1; done
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
 	install -D -m644 man/killswitch-dbus.7 $(DESTDIR)/usr/share/man/man7/killswitch-dbus.7

@@ -30,12 +30,24 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
     if options.boot {
         return lock_at_boot(arguments);
     }
-    apply(arguments, options.yes, "locked", Daemon::lock)
+    apply(arguments, options.yes, "locked", Daemon::lock).map_err(|failure| {
+        let open = geteuid().is_root() && lock::read().is_ok_and(|live| !live.locked());
+        match failure.code {
+            BAD_CONFIGURATION if open => Failure {
+                message: format!(
+                    "{}\nNOT LOCKED: everything may leave\n\
+                     help: mend the file; until then, `killswitch lock --boot` locks most strictly",
+                    failure.message
+                ),
+                ..failure
+            },
+            _ => failure,
+        }
+    })
 }
 
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
-    let ask = |daemon: &Daemon| daemon.reload(None);
-    apply(arguments, options.yes, "reloaded", ask).map_err(|failure| Failure {
+    apply(arguments, options.yes, "reloaded", Daemon::reload).map_err(|failure| Failure {
         message: match failure.code {
             BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
             _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
@@ -51,27 +63,44 @@ fn apply(
     done: &str,
     ask: fn(&Daemon) -> Result<Outcome, client::Error>,
 ) -> Result<u8, Failure> {
-    if !geteuid().is_root() {
-        let outcome = over_the_bus(ask)?;
-        report(arguments, &outcome, done);
-        return Ok(0);
-    }
-    let config = config::load(&arguments.config).map_err(|error| unless_forbidden(&error))?;
-    let policy = Policy::from_config(&config);
-    if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
-        return Err(Failure::new(FAILED, session.explain()));
-    }
     let file = std::path::absolute(&arguments.config)?;
-    let by_daemon = |daemon: &Daemon| daemon.reload(Some(&file));
-    let outcome = by_daemon_or(by_daemon, || lock::lock(&policy))?;
+    let outcome = match geteuid().is_root() {
+        true => apply_file(&file, yes)?,
+        false => over_the_bus(|daemon| {
+            daemon.reads(&file)?;
+            match ssh::session().filter(|_| !yes) {
+                Some(session) if !lets_live(daemon, &session)? => Ok(Err(session.explain())),
+                _ => ask(daemon).map(Ok),
+            }
+        })?
+        .map_err(|cut_off| Failure::new(FAILED, cut_off))?,
+    };
     report(arguments, &outcome, done);
     Ok(0)
 }
 
+fn apply_file(file: &Path, yes: bool) -> Result<Outcome, Failure> {
+    let config = config::load(file).map_err(|error| unless_forbidden(&error))?;
+    let policy = Policy::from_config(&config);
+    if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
+        return Err(Failure::new(FAILED, session.explain()));
+    }
+    let by_daemon = |daemon: &Daemon| {
+        daemon.reads(file)?;
+        daemon.reload()
+    };
+    by_daemon_or(by_daemon, || lock::lock(&policy))
+}
+
+/// Whether the lock that the daemon holds, or would, lets a session's replies out: who is not root may
+/// not read the configuration.
+fn lets_live(daemon: &Daemon, session: &ssh::Session) -> Result<bool, client::Error> {
+    let Some(packet) = session.reply() else { return Ok(true) };
+    Ok(daemon.explain(&packet)?["verdict"] == "accept")
+}
+
 /// Who is not root may only ask the daemon, which asks polkit.
-fn over_the_bus(
-    by_daemon: impl Fn(&Daemon) -> Result<Outcome, client::Error>,
-) -> Result<Outcome, Failure> {
+fn over_the_bus<T>(by_daemon: impl Fn(&Daemon) -> Result<T, client::Error>) -> Result<T, Failure> {
     with_agent(|| match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
         Err(client::Error::NotRunning) => Err(Failure::new(
             NOT_PERMITTED,
@@ -212,6 +241,11 @@ fn unless_forbidden(error: &config::Error) -> Failure {
 /// At boot nobody can answer and nothing may stay open: what cannot be used leads to the strictest
 /// lock, and says so.
 fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
+    // Not at boot then, e.g. by an upgrade: the tables are the daemon's.
+    if let Ok(daemon) = Daemon::reach(DAEMON_PATIENCE) {
+        report(arguments, &daemon.lock()?, "the daemon runs, and locked");
+        return Ok(0);
+    }
     let config = match config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return strictest(&error),
@@ -229,6 +263,8 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
             report(arguments, &outcome, "locked");
             Ok(0)
         }
+        // Without nf_tables the strictest tables cannot be had either, and the routing guard is on.
+        Err(error @ lock::Error::RoutingOnly { .. }) => Err(error.into()),
         Err(error) => {
             let Outcome { changed, degraded, .. } = lock::lock(&Policy::strictest())?;
             Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves"))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Failure;
+use super::agent::with_agent;
 use super::args::{AddException, Arguments, ExceptionCommand};
 use super::output::{harmless, json, say};
 use crate::dbus::client::Daemon;
@@ -26,7 +27,9 @@ fn add(arguments: &Arguments, options: &AddException) -> Result<u8, Failure> {
     let (kind, what) = (&options.kind, options.what.join(" "));
     // Before anybody is asked for a password.
     policy::Exception::parse(kind, &what).map_err(Failure::usage)?;
-    let id = Daemon::reach(PATIENCE)?.add_exception(kind, &what, options.duration)?;
+    let id = with_agent(|| {
+        Ok(Daemon::reach(PATIENCE)?.add_exception(kind, &what, options.duration)?)
+    })?;
     let left_s = options.duration.into();
     let exception = Exception { id, kind: kind.clone(), what, left_s };
     match arguments.json {
@@ -58,7 +61,7 @@ fn remove(arguments: &Arguments, id: u32) -> Result<u8, Failure> {
     struct Removed {
         id: u32,
     }
-    Daemon::reach(PATIENCE)?.remove_exception(id)?;
+    with_agent(|| Ok(Daemon::reach(PATIENCE)?.remove_exception(id)?))?;
     match arguments.json {
         true => json(&Removed { id }),
         false => say(&format!("exception {id} removed")),

@@ -143,7 +143,7 @@ fn effect_as_status(changes: &[Change]) -> u8 {
 
 fn show(arguments: &Arguments, live: &lock::Live, changes: &[Change]) {
     if arguments.json {
-        json(&serde_json::json!({ "locked": live.inet.is_some(), "changes": changes }));
+        json(&serde_json::json!({ "locked": live.locked(), "changes": changes }));
         return;
     }
     if live.inet.is_none() {

@@ -1,5 +1,6 @@
 //! Whether a lock would cut off the SSH session in which it is typed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ pub struct Session {
 
 /// This process's SSH session, if the policy would cut it off.
 pub fn session_cut_off_by(policy: &Policy) -> Option<Session> {
-    current().filter(|session| !session.survives(policy))
+    session().filter(|session| !session.survives(policy))
 }
 
 impl Session {
@@ -60,6 +61,22 @@ impl Session {
         ruleset.judge_sent(&reply).verdict == Verdict::Accept
     }
 
+    /// Its server's reply, as `explain` takes it; `None` if it does not leave this machine.
+    pub fn reply(&self) -> Option<BTreeMap<&'static str, String>> {
+        let ((client, client_port), (server, server_port)) = (self.client, self.server);
+        (!client.is_loopback()).then(|| {
+            BTreeMap::from([
+                ("out", "eth0".to_owned()),
+                ("proto", "tcp".to_owned()),
+                ("from", server.to_string()),
+                ("to", client.to_string()),
+                ("sport", server_port.to_string()),
+                ("port", client_port.to_string()),
+                ("reply", "true".to_owned()),
+            ])
+        })
+    }
+
     /// What would happen, and what to write so that it does not.
     pub fn explain(&self) -> String {
         let (client, port) = (self.client.0, self.server.1);
@@ -79,8 +96,8 @@ fn address(text: &str) -> Option<IpAddr> {
     text.split('%').next()?.parse().ok()
 }
 
-/// sudo drops the variable: then an ancestor has it.
-fn current() -> Option<Session> {
+/// This process's SSH session. sudo drops the variable: then an ancestor has it.
+pub fn session() -> Option<Session> {
     if let Some(session) =
         std::env::var("SSH_CONNECTION").ok().and_then(|text| Session::parse(&text))
     {

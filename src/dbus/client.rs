@@ -1,5 +1,6 @@
 //! How the command line talks to the daemon: root by the control socket, others over the system bus.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -33,7 +34,7 @@ pub enum Error {
     #[error("{}", .0.message())]
     Refused(Refusal),
     /// It runs with another configuration than the caller means.
-    #[error("the daemon runs with {theirs}, not with {ours}")]
+    #[error("the daemon runs with {theirs}, not with {ours}\nhelp: --config {theirs}, or none")]
     OtherFile {
         /// Its file.
         theirs: String,
@@ -137,19 +138,32 @@ impl Daemon {
         daemon.report()
     }
 
-    /// Has the configuration read anew and applied. `file`: the one that the caller means, if it has
-    /// one in mind.
+    /// Whether it is this configuration that it reads.
+    ///
+    /// # Errors
+    /// [`Error::OtherFile`], if not.
+    pub fn reads(&self, file: &Path) -> Result<(), Error> {
+        let theirs = self.configuration_file()?;
+        match file == Path::new(&theirs) {
+            true => Ok(()),
+            false => Err(Error::OtherFile { theirs, ours: file.display().to_string() }),
+        }
+    }
+
+    /// Has the configuration read anew and applied.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn reload(&self, file: Option<&Path>) -> Result<Outcome, Error> {
-        let theirs = self.configuration_file()?;
-        match file {
-            Some(file) if file != Path::new(&theirs) => {
-                Err(Error::OtherFile { theirs, ours: file.display().to_string() })
-            }
-            _ => self.outcome("Reload"),
-        }
+    pub fn reload(&self) -> Result<Outcome, Error> {
+        self.outcome("Reload")
+    }
+
+    /// What it says of a packet: the document of `killswitch --json explain`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn explain(&self, packet: &BTreeMap<&str, String>) -> Result<serde_json::Value, Error> {
+        self.call("Explain", packet).map(value)
     }
 
     /// Has the lock closed as it was configured last.

@@ -6,8 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use clap::{Command, CommandFactory, Parser};
 use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
 use killswitch::config::{self, LinkPattern};
+use killswitch::daemon::calls::{Event, Report};
 use killswitch::lock::{Exception, Layers, State, Status, Tunnel};
 use killswitch::netfilter::Counted;
+use killswitch::watch::Blocked;
 use serde_json::Value;
 
 use crate::{read, root};
@@ -330,6 +332,41 @@ fn examples_can_be_typed() {
         }
         if let Err(error) = Arguments::try_parse_from(example.split(' ')) {
             panic!("{example}: {error}");
+        }
+    }
+}
+
+/// In the list of the other commands.
+#[test]
+fn the_manual_has_every_key_of_events() {
+    let manual = read(MANUALS[0]);
+    let (_, text) = manual.split_once("\n.It Ic connect , disconnect , reconnect\n").expect("it");
+    let text = text.split("\n.Sh ").next().unwrap_or(text);
+    let blocked = Blocked {
+        link: None,
+        source: None,
+        source_port: None,
+        destination: None,
+        port: None,
+        protocol: String::new(),
+        uid: None,
+        cgroup: None,
+        suppressed: 0,
+    };
+    let all = [
+        Event::State(Report::default()),
+        Event::Tampered { layer: String::new(), pid: None, process: None },
+        Event::Blocked(blocked),
+        Event::Repaired { repairs: 0 },
+        Event::Failed { what: String::new(), why: String::new() },
+        Event::Reloaded,
+        Event::Missed { events: 0 },
+    ];
+    for event in all {
+        let document = serde_json::to_value(&event).expect("a document");
+        let name = document["event"].as_str().expect("its name").to_owned();
+        for key in document.as_object().expect("an object").keys().chain([&name]) {
+            assert!(text.contains(&format!(".Ql {key}")), "killswitch(8), monitor: no {key}");
         }
     }
 }

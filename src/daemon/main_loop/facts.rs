@@ -20,6 +20,10 @@ impl Daemon {
             system::status(&words);
             self.told = words;
         }
+        // The engine knows nothing of them, and whoever follows must.
+        if report.exceptions != self.board.facts().report.exceptions {
+            self.board.tell(Event::State(report.clone()));
+        }
         self.board.update(|facts| {
             facts.report = report;
             facts.configured = self.policy.clone();
