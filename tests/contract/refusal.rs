@@ -168,7 +168,10 @@ pub fn an_open_machine_stays_as_it_was() -> Outcome {
     let machine = Machine::new()?;
     let routing = machine.routing()?;
     machine.configure("colour = \"red\"\n")?;
-    machine.killswitch(&["lock"])?.exits(78).complains(&["killswitch.toml:1: colour", "NOT LOCKED"]);
+    machine
+        .killswitch(&["lock"])?
+        .exits(78)
+        .complains(&["killswitch.toml:1: colour", "NOT LOCKED"]);
     machine.killswitch(&["reload"])?.exits(78);
     assert_eq!(machine.table()?, "no table");
     assert_eq!(machine.routing()?, routing);
