@@ -13,8 +13,8 @@ use super::agent::with_agent;
 use super::args::{Arguments, Lock, Reload, Unlock};
 use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
 use crate::config::{self, Config};
-use crate::dbus::SOCKET;
 use crate::dbus::client::{self, Daemon};
+use crate::dbus::{self, SOCKET};
 use crate::lock::{self, Outcome};
 use crate::netfilter;
 use crate::policy::Policy;
@@ -127,6 +127,9 @@ fn by_daemon_or(
     loop {
         match Daemon::reach(DAEMON_PATIENCE).and_then(|daemon| by_daemon(&daemon)) {
             Ok(outcome) => return Ok(outcome),
+            // Others ask for the same at this moment.
+            Err(client::Error::Refused(dbus::Error::Busy(_)))
+                if begin.elapsed() < BUSY_PATIENCE => {}
             Err(refused @ (client::Error::Refused(_) | client::Error::OtherFile { .. })) => {
                 return Err(refused.into());
             }
@@ -160,6 +163,8 @@ fn by_daemon_or(
 
 /// For an answer: the daemon never blocks for long, but reads and applies a configuration.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(5);
+/// For others who ask at the same time.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 /// For a killed daemon's successor.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(10);
 /// For systemd to let go of the tables' owner besides.

@@ -54,7 +54,17 @@ impl Exception {
     /// # Errors
     /// What of the configuration it contradicts.
     pub fn check(&self, config: &Config) -> Result<(), String> {
-        let Exception::Lan(network) = self else { return Ok(()) };
+        let network = match self {
+            Exception::Lan(network) => network,
+            Exception::Ntp(address) => {
+                let mut servers = config.servers.iter().flat_map(|server| &server.endpoints);
+                return match servers.any(|endpoint| endpoint.ip() == *address) {
+                    true => Err(validate::ntp_at_server(*address)),
+                    false => Ok(()),
+                };
+            }
+            Exception::Inbound(_) => return Ok(()),
+        };
         let nowhere = String::new;
         let addresses = config.tunnel.addresses.iter().map(|&address| (address, nowhere()));
         let endpoints = config.servers.iter().flat_map(|server| &server.endpoints);
@@ -86,7 +96,8 @@ fn read(kind: &str, what: &str) -> Result<Exception, Complaint> {
     Ok(match choose(kind, &EXCEPTION_KINDS.map(|kind| (kind, kind)))? {
         "lan" => Exception::Lan(value::local_network(what)?),
         "ntp" => Exception::Ntp(value::host_address(what)?),
-        _ => Exception::Inbound(inbound(what)?),
+        "inbound" => Exception::Inbound(inbound(what)?),
+        other => unreachable!("{other} is in EXCEPTION_KINDS"),
     })
 }
 

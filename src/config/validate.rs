@@ -17,6 +17,7 @@ pub(super) fn check(draft: &Draft, problems: &Problems) {
     check_tunnel(&draft.tunnel, problems);
     check_servers(draft, problems);
     check_lan(draft, problems);
+    check_ntp(draft, problems);
     check_internal(draft, problems);
 }
 
@@ -158,6 +159,24 @@ fn check_transport(server: &ServerDraft, kind: TunnelKind, problems: &Problems) 
     {
         problems.add(shape.place.problem("WireGuard messages do not travel over TCP"));
     }
+}
+
+fn check_ntp(draft: &Draft, problems: &Problems) {
+    let servers = draft.servers.iter().filter_map(|server| server.endpoints.as_ref());
+    let servers: Vec<_> = servers.flat_map(|it| &it.value).map(|it| it.value.ip()).collect();
+    for server in draft.allow.ntp.iter().filter(|it| servers.contains(&it.value)) {
+        problems.add(
+            server
+                .place
+                .problem(ntp_at_server(server.value))
+                .help("ask it through the tunnel, or another"),
+        );
+    }
+}
+
+/// What an NTP server at a VPN server's address would open.
+pub(super) fn ntp_at_server(address: std::net::IpAddr) -> String {
+    format!("{address} is a VPN server's address, to which nothing may leave in clear")
 }
 
 fn check_lan(draft: &Draft, problems: &Problems) {

@@ -119,10 +119,11 @@ impl Report {
             (Some(server), Some(endpoint)) => format!(" {server} ({endpoint})"),
             _ => String::new(),
         };
-        let lock = match (self.locked, self.intact) {
-            (false, _) => "OPEN: an administrator unlocked",
-            (true, false) => "locked, being mended",
-            (true, true) => "locked",
+        let lock = match (self.state.as_str(), self.locked, self.intact) {
+            ("open", ..) => "OPEN: an administrator unlocked",
+            (_, false, _) => "NOT LOCKED: the lock cannot be held yet",
+            (_, true, false) => "locked, being mended",
+            (_, true, true) => "locked",
         };
         let tunnel = match (self.locked, self.tunnel.as_str()) {
             (false, _) => String::new(),
@@ -197,6 +198,8 @@ pub(crate) struct Facts {
     pub complaint: Option<String>,
     /// Where the configuration is read from.
     pub path: std::path::PathBuf,
+    /// The kernel's lock has been opened, and nothing has closed it since.
+    pub open: bool,
     /// Grows whenever the lock's policy changes, and when it is opened or closed.
     pub revision: u64,
 }

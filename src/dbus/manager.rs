@@ -151,7 +151,7 @@ impl Manager {
                 .map_err(|error| self.refuse_configuration(&error))?;
             let policy = crate::policy::Policy::from_config(&config);
             // Not against the exceptions: what is open for a while is not to stay so unasked.
-            let opens = facts.report.locked && plan::loosens(&facts.configured, &policy);
+            let opens = !facts.open && plan::loosens(&facts.configured, &policy);
             let _permit = match opens {
                 true => Some(self.permit(connection, &header, Action::Loosen).await?),
                 false => None,
@@ -173,6 +173,12 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         server: &str,
     ) -> Result<(), Error> {
+        /// Bytes; it is kept while somebody is asked for a password.
+        const LONGEST_NAME: usize = 256;
+        if server.len() > LONGEST_NAME {
+            let words = format!("no server has a name of more than {LONGEST_NAME} bytes");
+            return Err(Error::InvalidArgument(words));
+        }
         let _permit = self.permit(connection, &header, Action::Connect).await?;
         let server = (!server.is_empty()).then(|| server.to_owned());
         self.ask(Request::Connect { server }).await.map(drop)

@@ -46,6 +46,17 @@ struct Lock {
     again: bool,
 }
 
+/// What undoes an effect.
+fn opposite(effect: &Effect) -> Option<Effect> {
+    Some(match effect {
+        Effect::EnsureLink => Effect::RemoveLink,
+        Effect::RemoveLink => Effect::EnsureLink,
+        Effect::SetDns => Effect::RestoreDns,
+        Effect::RestoreDns => Effect::SetDns,
+        _ => return None,
+    })
+}
+
 impl Engine {
     /// Before [`Event::Started`] it wants nothing. The seed is for jitter only.
     pub fn new(settings: Settings, seed: u64) -> Self {
@@ -110,7 +121,12 @@ impl Engine {
 
     /// Unless it is already to come.
     pub(super) fn perform_once(&mut self, effect: Effect) {
-        if !self.pending.holds(&effect) {
+        let comes = match opposite(&effect) {
+            // What comes before its opposite is undone again.
+            Some(opposite) => self.pending.holds_after(&effect, &opposite),
+            None => self.pending.holds(&effect),
+        };
+        if !comes {
             self.perform(effect);
         }
     }

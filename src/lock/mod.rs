@@ -28,8 +28,24 @@ pub struct Outcome {
     pub changed: bool,
     /// What is weaker than asked, and why.
     pub degraded: Vec<String>,
+    /// A layer that should hold does not, as `degraded` says.
+    pub broken: bool,
+    /// Why such a layer may hold if it is tried again.
+    pub failing: Option<String>,
     /// Every table is owned by the [`Keeper`] that did this: nobody else can change it.
     pub owned: bool,
+}
+
+impl Outcome {
+    /// A layer does not hold; `again`: that may change without the kernel's or the configuration's
+    /// changing.
+    fn fail(&mut self, why: String, again: bool) {
+        self.broken = true;
+        if again {
+            self.failing = Some(why.clone());
+        }
+        self.degraded.push(why);
+    }
 }
 
 /// Why the lock could not be applied or removed.
@@ -87,7 +103,7 @@ fn with_routing(
                     outcome.changed |= report.added + report.removed > 0;
                     outcome.degraded.extend(report.degraded);
                 }
-                Err(error) => outcome.degraded.push(format!("routing guard: {error}")),
+                Err(error) => outcome.fail(format!("routing guard: {error}"), true),
             }
             Ok(outcome)
         }
@@ -175,11 +191,12 @@ fn lock_table_and_links(
         Ok(guard) => {
             outcome.changed |= guard.changed;
             let open = guard.open.join(", ");
-            outcome.degraded.push(format!("egress guard: a probe got through on {open}"));
+            outcome.fail(format!("egress guard: a probe got through on {open}"), false);
             false
         }
         Err(error) => {
-            outcome.degraded.push(format!("egress guard: {error}"));
+            let again = error.may_pass();
+            outcome.fail(format!("egress guard: {error}"), again);
             false
         }
     };

@@ -56,6 +56,16 @@ pub enum Error {
     NotAsWritten(crate::ruleset::Family),
 }
 
+impl Error {
+    /// Whether it is another program's doing, or the moment's, and no matter of what this kernel can.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Error::Owned { .. } | Error::Busy(_) | Error::Socket(_) | Error::NotAsWritten(_)
+        )
+    }
+}
+
 fn describe(failures: &[(String, crate::netlink::Failure)]) -> String {
     /// More would only repeat the cause.
     const SHOWN: usize = 5;

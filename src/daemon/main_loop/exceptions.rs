@@ -34,7 +34,7 @@ impl Daemon {
             EXCEPTION = id,
             "exception {id}: {kind} {exception} for {seconds} s, asked for by {who}"
         );
-        self.under_way.push((Lane::Lock, now()));
+        self.begin(Lane::Lock);
         self.lanes.loosen(self.policy.with(self.exceptions.wanted()), id, answer);
     }
 
@@ -98,7 +98,7 @@ impl Daemon {
             self.tighten_after_reload = true;
             return;
         }
-        self.under_way.push((Lane::Lock, now()));
+        self.begin(Lane::Lock);
         let answers = std::mem::take(&mut self.wait_for_tightened);
         let policy = self.policy.with(self.exceptions.wanted());
         self.lanes.tighten(policy, self.exceptions.closing(), answers);
@@ -108,7 +108,7 @@ impl Daemon {
         let reply = match result {
             Ok(outcome) => {
                 self.exceptions.opened(id);
-                self.lock_degraded = outcome.degraded;
+                self.take(&outcome);
                 Ok(Done::Excepted { id })
             }
             Err(why) => {
@@ -133,13 +133,14 @@ impl Daemon {
             Ok(outcome) => {
                 self.exceptions.closed(ids);
                 if self.held {
-                    self.lock_degraded = outcome.degraded.clone();
+                    self.take(&outcome);
                 }
                 Ok(Done::Yes { changed: true, degraded: outcome.degraded })
             }
             Err(why) => {
                 tracing::error!("exceptions are open past their end, to be tried again: {why}");
                 self.held = false;
+                self.unclosed.extend(ids);
                 self.decide(Event::Disturbed(Layer::Tables));
                 Err(Error::Failed(why))
             }
@@ -157,6 +158,7 @@ impl Daemon {
             self.end_all_exceptions("reloaded");
             let closing = self.exceptions.closing();
             self.exceptions.closed(&closing);
+            self.unclosed.clear();
             self.know_exceptions();
             requests::answer(&mut self.wait_for_tightened, &Ok(DONE));
         } else if owed {
@@ -164,11 +166,11 @@ impl Daemon {
         }
     }
 
-    /// The lock is held as the lane knows it, which has been told of every end.
-    pub(super) fn forget_closing_exceptions(&mut self) {
-        let closing = self.exceptions.closing();
-        if !closing.is_empty() && self.coming.is_none() {
-            self.exceptions.closed(&closing);
+    /// What could not be closed is closed by the next hold, since the lane has the policy without it.
+    pub(super) fn forget_unclosed_exceptions(&mut self) {
+        let closed = std::mem::take(&mut self.unclosed);
+        if !closed.is_empty() {
+            self.exceptions.closed(&closed);
             self.know_exceptions();
         }
     }

@@ -31,6 +31,7 @@ impl Daemon {
             facts.config = self.config.clone();
             facts.complaint = self.complaint.clone();
             facts.revision = self.revision;
+            facts.open = self.opened && !self.held;
         });
     }
 
@@ -42,14 +43,16 @@ impl Daemon {
             State::Connected(candidate) => ("connected", Some(candidate)),
             State::External { up: true } => ("connected", None),
         };
-        let locked = *self.engine.state() != State::Open;
-        let intact = locked && self.held && !self.disturbed;
-        let state = match (locked, intact, tunnel) {
-            (false, ..) => "open",
-            (true, false, _) => "damaged",
-            (true, true, "off") => "blocked",
-            (true, true, "waiting") => "connecting",
-            (true, true, other) => other,
+        let open = *self.engine.state() == State::Open;
+        // Never from memory: not before it was seen in the kernel.
+        let locked = !open && self.ready;
+        let intact = locked && self.held && self.whole && !self.disturbed;
+        let state = match (open, intact, tunnel) {
+            (true, ..) => "open",
+            (false, false, _) => "damaged",
+            (false, true, "off") => "blocked",
+            (false, true, "waiting") => "connecting",
+            (false, true, other) => other,
         };
         let server = |it: Candidate| {
             self.config.as_ref()?.servers.get(it.server).map(|server| server.name.clone())

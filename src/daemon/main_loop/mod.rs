@@ -90,17 +90,26 @@ struct Daemon {
     /// Who waits for the lock to be open.
     wait_for_open: Vec<Answer>,
     /// Who waits for it to be closed.
-    wait_for_closed: Vec<Answer>,
+    wait_for_closed: Vec<(u64, Answer)>,
+    /// How many holds of the lock were asked for, and how many have ended: its lane keeps their order.
+    holds_asked: u64,
+    holds_ended: u64,
     /// Who waits for what has ended to be closed, after a reload.
     wait_for_tightened: Vec<Answer>,
     tighten_after_reload: bool,
     /// A new configuration, whose policy the lock's lane is applying.
     coming: Option<Coming>,
     /// Since when effects have been with their lanes, each in order.
-    under_way: Vec<(Lane, Time)>,
+    under_way: Vec<UnderWay>,
     ready: bool,
     /// The lock's lane has seen it closed and whole, and nobody has opened it since.
     held: bool,
+    /// Of the lock that is held, no layer is missing.
+    whole: bool,
+    /// The lane has opened it, and not closed it since.
+    opened: bool,
+    /// Exceptions whose closing failed.
+    unclosed: Vec<u32>,
     /// See [`Facts::revision`](super::calls::Facts).
     revision: u64,
     /// What the lock's lane said last.
@@ -114,6 +123,14 @@ struct Daemon {
     repairs: u64,
     next_sign_of_life: Option<Time>,
     told: String,
+}
+
+/// Something that a lane has to do.
+struct UnderWay {
+    lane: Lane,
+    since: Time,
+    /// By the engine, which then waits for its end.
+    asked: bool,
 }
 
 /// See [`Daemon::coming`].
@@ -152,6 +169,7 @@ impl Daemon {
             complaint: complaint.clone(),
             path: path.to_owned(),
             revision: 0,
+            open: false,
         }));
         let (call, calls) = mpsc::channel(1);
         let served = dbus::serve(&dbus::Daemon { board: board.clone(), calls: call });
@@ -197,12 +215,17 @@ impl Daemon {
             calls,
             wait_for_open: Vec::new(),
             wait_for_closed: Vec::new(),
+            holds_asked: 0,
+            holds_ended: 0,
             wait_for_tightened: Vec::new(),
             tighten_after_reload: false,
             coming: None,
             under_way: Vec::new(),
             ready: false,
             held: false,
+            whole: false,
+            opened: false,
+            unclosed: Vec::new(),
             revision: 0,
             lock_degraded: Vec::new(),
             link_degraded: Vec::new(),
@@ -238,15 +261,32 @@ impl Daemon {
     }
 
     fn perform(&mut self, effect: Effect) {
-        self.under_way.push((Lane::of(&effect), now()));
+        if effect == Effect::HoldLock {
+            self.holds_asked += 1;
+        }
+        let lane = Lane::of(&effect);
+        self.under_way.push(UnderWay { lane, since: now(), asked: true });
         self.lanes.perform(effect);
+    }
+
+    /// What the engine did not ask for, and shall not hear of.
+    fn perform_besides(&mut self, effect: Effect) {
+        self.begin(Lane::of(&effect));
+        self.lanes.perform(effect);
+    }
+
+    /// Something of our own begins in a lane.
+    fn begin(&mut self, lane: Lane) {
+        self.under_way.push(UnderWay { lane, since: now(), asked: false });
     }
 
     /// Only a loop that turns and lanes that get done feed it.
     fn feed_watchdog(&mut self) {
         let Some(every) = system::watchdog() else { return };
-        let stuck =
-            self.under_way.first().is_some_and(|it| now().saturating_sub(it.1) > LONGEST_EFFECT);
+        let stuck = self
+            .under_way
+            .first()
+            .is_some_and(|it| now().saturating_sub(it.since) > LONGEST_EFFECT);
         if stuck {
             tracing::error!("an effect does not end: systemd will restart the daemon");
         } else {

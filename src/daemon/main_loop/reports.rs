@@ -8,7 +8,7 @@ use crate::config::{self, Config};
 use crate::daemon::calls::{self, Done};
 use crate::daemon::lanes::{Lane, Report};
 use crate::dbus;
-use crate::engine::{Command, Effect, Event, State};
+use crate::engine::{Command, Effect, Event, Layer, State};
 use crate::lock::Outcome;
 
 impl Daemon {
@@ -37,22 +37,33 @@ impl Daemon {
                 self.tightened(&ids, result, answers);
             }
             Report::Done(effect) => {
-                self.ended(Lane::of(&effect));
+                let asked = self.ended(Lane::of(&effect));
                 self.failing.remove(&name(&effect));
-                self.decide(Event::Done(effect));
+                if asked {
+                    self.decide(Event::Done(effect));
+                }
             }
             Report::Failed(effect, why) => {
-                self.ended(Lane::of(&effect));
+                let asked = self.ended(Lane::of(&effect));
                 self.failed(&effect, &why);
-                self.decide(Event::Failed(effect, why));
+                if asked {
+                    self.decide(Event::Failed(effect, why));
+                }
             }
         }
     }
 
-    fn ended(&mut self, lane: Lane) {
-        if let Some(oldest) = self.under_way.iter().position(|it| it.0 == lane) {
-            self.under_way.remove(oldest);
-        }
+    /// A lane does one thing after the other. Whether the engine asked for it.
+    fn ended(&mut self, lane: Lane) -> bool {
+        let oldest = self.under_way.iter().position(|it| it.lane == lane);
+        oldest.is_none_or(|at| self.under_way.remove(at).asked)
+    }
+
+    /// What the lock's lane says of the lock that it has just held or applied.
+    pub(super) fn take(&mut self, outcome: &Outcome) {
+        self.whole = !outcome.broken;
+        self.opened = false;
+        self.lock_degraded = outcome.degraded.clone();
     }
 
     fn held(&mut self, result: Result<Outcome, String>) {
@@ -68,25 +79,34 @@ impl Daemon {
                     self.board.tell(calls::Event::Repaired { repairs: self.repairs });
                 }
                 self.disturbed = false;
-                self.forget_closing_exceptions();
+                self.forget_unclosed_exceptions();
                 if !std::mem::replace(&mut self.held, true) {
                     self.revision += 1;
                 }
-                answer(
-                    &mut self.wait_for_closed,
-                    &Ok(Done::Yes { changed: outcome.changed, degraded: outcome.degraded.clone() }),
-                );
-                self.lock_degraded = outcome.degraded;
-                self.failing.remove(&name(&effect));
-                self.decide(Event::Done(effect));
+                self.take(&outcome);
+                self.closed(&Ok(Done::Yes {
+                    changed: outcome.changed,
+                    degraded: outcome.degraded,
+                }));
                 if !std::mem::replace(&mut self.ready, true) {
                     system::ready();
+                }
+                match outcome.failing {
+                    // The table holds, but not all of the lock does.
+                    Some(why) => {
+                        self.failed(&effect, &why);
+                        self.decide(Event::Failed(effect, why));
+                    }
+                    None => {
+                        self.failing.remove(&name(&effect));
+                        self.decide(Event::Done(effect));
+                    }
                 }
             }
             Err(why) => {
                 // Nobody can tell until it is read again.
                 self.held = false;
-                answer(&mut self.wait_for_closed, &Err(dbus::Error::Failed(why.clone())));
+                self.closed(&Err(dbus::Error::Failed(why.clone())));
                 self.failed(&effect, &why);
                 self.decide(Event::Failed(effect, why));
             }
@@ -98,8 +118,9 @@ impl Daemon {
         match result {
             Ok(changed) => {
                 tracing::warn!("unlocked: everything may leave in clear");
-                self.held = false;
+                (self.held, self.opened) = (false, true);
                 self.revision += 1;
+                self.give_up_closing();
                 self.lock_degraded.clear();
                 self.failing.remove(&name(&effect));
                 let done = Done::Yes { changed, degraded: Vec::new() };
@@ -107,6 +128,9 @@ impl Daemon {
                 self.decide(Event::Done(effect));
             }
             Err(why) => {
+                // Some of it may be gone.
+                self.held = false;
+                self.revision += 1;
                 answer(&mut self.wait_for_open, &Err(dbus::Error::Failed(why.clone())));
                 self.failed(&effect, &why);
                 self.decide(Event::Failed(effect, why));
@@ -119,12 +143,14 @@ impl Daemon {
         let reply = match result {
             Ok(outcome) => {
                 let plan = Plan::of(config);
+                if *self.policy != plan.policy || !self.held {
+                    self.revision += 1;
+                }
                 self.policy = Arc::new(plan.policy);
                 self.reloaded(true);
                 self.held = !unlocked;
-                self.revision += 1;
                 self.complaint = None;
-                self.lock_degraded = outcome.degraded.clone();
+                self.take(&outcome);
                 let mut anew = false;
                 if let Some(config) = &plan.config {
                     self.lanes.configure(config);
@@ -141,6 +167,9 @@ impl Daemon {
                 if !unlocked {
                     self.decide(Event::Command(Command::Lock));
                 }
+                if outcome.failing.is_some() {
+                    self.decide(Event::Disturbed(Layer::Tables));
+                }
                 tracing::info!("reloaded");
                 self.board.tell(calls::Event::Reloaded);
                 Ok(Done::Yes { changed: outcome.changed, degraded: outcome.degraded })
@@ -148,6 +177,9 @@ impl Daemon {
             Err(why) => {
                 tracing::error!("not reloaded, the old lock stays: {why}");
                 self.reloaded(false);
+                // It may have got half-way.
+                self.held = false;
+                self.decide(Event::Disturbed(Layer::Tables));
                 Err(dbus::Error::Failed(format!("{why}\nthe lock is as it was")))
             }
         };

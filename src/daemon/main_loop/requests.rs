@@ -1,11 +1,11 @@
 //! What is asked of the daemon, by somebody who may.
 
-use super::{Coming, Daemon, now, system};
+use super::{Coming, Daemon, system};
 use crate::config::{self, Config};
 use crate::daemon::calls::{Answer, Call, Done, Request};
 use crate::daemon::lanes::Lane;
 use crate::dbus::Error;
-use crate::engine::{Command, Effect, Event, State};
+use crate::engine::{Command, Event, Layer, State};
 use crate::policy::Policy;
 
 /// The same to all; a caller may have gone.
@@ -37,17 +37,36 @@ impl Daemon {
     }
 
     fn lock(&mut self, answer: Answer) {
+        let before = self.holds_asked;
         if *self.engine.state() == State::Open {
-            self.wait_for_closed.push(answer);
-            return self.decide(Event::Command(Command::Lock));
-        }
-        // The configuration, and nothing besides.
-        if self.end_all_exceptions("locked") {
+            self.decide(Event::Command(Command::Lock));
+        } else if self.end_all_exceptions("locked") {
+            // The configuration, and nothing besides.
             return self.tighten(Some(answer));
+        } else {
+            // Closed as far as we know: it is read, and mended.
+            self.decide(Event::Disturbed(Layer::Tables));
         }
-        // Closed as far as we know: it is read, and mended.
-        self.wait_for_closed.push(answer);
-        self.perform(Effect::HoldLock);
+        // One that is under way may have begun before this: then the engine asks for another after it.
+        self.wait_for_closed.push((before + 1, answer));
+    }
+
+    /// One hold has ended so: whoever asked before it began is answered.
+    pub(super) fn closed(&mut self, result: &Result<Done, Error>) {
+        self.holds_ended += 1;
+        let ended = self.holds_ended;
+        for (_, caller) in self.wait_for_closed.extract_if(.., |(hold, _)| *hold <= ended) {
+            let _ = caller.send(result.clone());
+        }
+    }
+
+    /// The lock was opened: what was yet to close it is not wanted any more.
+    pub(super) fn give_up_closing(&mut self) {
+        let asked = self.holds_asked;
+        let opened = || Err(Error::Failed("the lock was opened meanwhile".into()));
+        for (_, caller) in self.wait_for_closed.extract_if(.., |(hold, _)| *hold > asked) {
+            let _ = caller.send(opened());
+        }
     }
 
     fn unlock(&mut self, who: &str, why: &str, answer: Answer) {
@@ -85,13 +104,18 @@ impl Daemon {
         if self.ready {
             system::reloading();
         }
-        self.under_way.push((Lane::Lock, now()));
+        self.begin(Lane::Lock);
         self.lanes.replace(Policy::from_config(&config));
         self.coming = Some(Coming { config, answer, unlocked: false });
     }
 
     fn command(&mut self, command: Command) -> Result<Done, Error> {
+        /// Far more than anybody waits for.
+        const MOST_UNDER_WAY: usize = 64;
         self.managed()?;
+        if self.under_way.len() > MOST_UNDER_WAY {
+            return Err(Error::Busy("much is under way yet; try again".into()));
+        }
         self.decide(Event::Command(command));
         Ok(DONE)
     }

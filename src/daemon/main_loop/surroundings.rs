@@ -72,11 +72,11 @@ impl Daemon {
         let foreign = device.has_foreign_addresses(index).unwrap_or(false);
         if foreign {
             tracing::warn!("somebody changed the addresses of the tunnel's link: mending");
-            self.perform(Effect::EnsureLink);
+            self.perform_besides(Effect::EnsureLink);
         }
-        let idle = !self.under_way.iter().any(|(lane, _)| *lane == Lane::Tunnel);
+        let idle = !self.under_way.iter().any(|it| it.lane == Lane::Tunnel);
         if foreign || (idle && matches!(self.engine.state(), State::Connected(_))) {
-            self.perform(Effect::EnsureRoutes);
+            self.perform_besides(Effect::EnsureRoutes);
         }
     }
 
