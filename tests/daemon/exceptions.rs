@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("an_exception_that_is_removed_ends_at_once", removed),
     ("lock_reload_and_unlock_end_exceptions", overruled),
     ("a_killed_daemon_s_exceptions_end_with_the_next_start", killed),
+    ("a_stopped_daemon_s_exceptions_end_before_it", stopped),
     ("an_exception_s_connections_end_with_it", connections),
     ("exceptions_of_every_kind", kinds),
     ("exceptions_are_held_to_the_configuration", refused),
@@ -221,6 +222,28 @@ fn overruled() -> Outcome {
     done(&stage, &["lock", "--yes"])?;
     is_closed(&stage)?;
     stage.wait_for_traffic("locking again")?;
+    Ok(())
+}
+
+/// Also while the lock is being held for other reasons.
+fn stopped() -> Outcome {
+    const NETWORK: &str = "192.168.7.0/24";
+    let mut stage = Stage::set()?;
+    let table =
+        |stage: &Stage| stage.lab.client.command("nft", &["list", "table", "inet", "killswitch"]);
+    for round in 0..40_u64 {
+        add(&stage, NETWORK, "1h")?;
+        assert!(table(&stage)?.contains(NETWORK), "it is not open");
+        stage.lab.client.ip("link add passing type veth peer name by\nlink delete passing")?;
+        std::thread::sleep(Duration::from_millis(3 * (round % 10)));
+        stage.daemon.signal(Signal::SIGTERM)?;
+        eventually("the daemon ends", || Ok(!stage.daemon.runs()))?;
+        assert!(!table(&stage)?.contains(NETWORK), "open without a daemon, round {round}");
+        stage.daemon.again(&stage.lab)?;
+        eventually("the daemon is back", || {
+            Ok(stage.ask(&["exception", "list"])?.status.success())
+        })?;
+    }
     Ok(())
 }
 

@@ -71,6 +71,23 @@ impl Caller {
         self.call_of(INTERFACE, method, arguments)
     }
 
+    /// Calls methods of no argument or one without waiting in between; whatever comes of each.
+    pub fn at_once(&self, calls: &[(&str, Option<&str>)]) {
+        let call = |&(method, argument): &(&str, Option<&str>)| {
+            let (connection, name) = (self.connection.clone(), self.name);
+            let (method, argument) = (method.to_owned(), argument.map(str::to_owned));
+            async move {
+                let to = (name, PATH, Some(INTERFACE));
+                match argument {
+                    Some(it) => connection.call_method(to.0, to.1, to.2, method, &it).await,
+                    None => connection.call_method(to.0, to.1, to.2, method, &()).await,
+                }
+            }
+        };
+        let all = futures_util::future::join_all(calls.iter().map(call));
+        drop(self.runtime.block_on(all));
+    }
+
     /// The name and the words of the error that a call must meet.
     pub fn refusal<B>(&self, method: &str, arguments: &B) -> Result<(String, String)>
     where

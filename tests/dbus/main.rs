@@ -4,6 +4,7 @@ mod answers;
 mod caller;
 mod examples;
 mod introspection;
+mod races;
 mod secrets;
 mod signals;
 mod stage;
@@ -13,7 +14,13 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let tests =
-        [introspection::TESTS, answers::TESTS, signals::TESTS, secrets::TESTS, examples::TESTS];
+    let tests = [
+        introspection::TESTS,
+        answers::TESTS,
+        signals::TESTS,
+        secrets::TESTS,
+        races::TESTS,
+        examples::TESTS,
+    ];
     harness::run(&tests.concat())
 }
