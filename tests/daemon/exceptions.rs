@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -231,10 +231,16 @@ fn stopped() -> Outcome {
     let mut stage = Stage::set()?;
     let table =
         |stage: &Stage| stage.lab.client.command("nft", &["list", "table", "inet", "killswitch"]);
-    for round in 0..40_u64 {
+    // Each link that appears is a reason to hold it.
+    let mut links = Command::new("sh");
+    links.args([
+        "-c",
+        "while :; do ip link add passing type veth peer name by; ip link delete passing; done",
+    ]);
+    let _links = stage.lab.client.start(links)?;
+    for round in 0..20_u64 {
         add(&stage, NETWORK, "1h")?;
         assert!(table(&stage)?.contains(NETWORK), "it is not open");
-        stage.lab.client.ip("link add passing type veth peer name by\nlink delete passing")?;
         std::thread::sleep(Duration::from_millis(3 * (round % 10)));
         stage.daemon.signal(Signal::SIGTERM)?;
         eventually("the daemon ends", || Ok(!stage.daemon.runs()))?;
