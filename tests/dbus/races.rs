@@ -1,9 +1,11 @@
 //! Calls that come at once: what is told afterwards is what the kernel holds, and nobody waits long.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use killswitch::lab::harness::{Outcome, Test, eventually};
-use killswitch::lab::{Context, Result};
+use killswitch::lab::{Context, Daemon, Result, setup};
 
 use crate::caller::Caller;
 use crate::stage::Stage;
@@ -11,6 +13,7 @@ use crate::stage::Stage;
 pub const TESTS: &[Test] = &[
     ("locks_and_unlocks_at_once_are_told_as_they_ended", at_once),
     ("a_thousand_locks_keep_no_unlock_waiting", many),
+    ("a_layer_that_another_holds_is_told_and_had_once_it_is_free", taken),
 ];
 
 fn at_once() -> Outcome {
@@ -44,4 +47,25 @@ fn unlocked(caller: &Caller) -> Result<Duration> {
     let begin = Instant::now();
     caller.at_once(&[("Unlock", Some(""))]);
     Ok(begin.elapsed())
+}
+
+/// Another program owns the egress guard's table when the daemon starts.
+fn taken() -> Outcome {
+    let (lab, configuration) = Stage::lab("")?;
+    let mut nft = Command::new("nft");
+    nft.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut owner = lab.client.start(nft)?;
+    let mut input = owner.child().stdin.take().ok_or("no pipe")?;
+    input.write_all(b"add table netdev killswitch { flags owner; }\n")?;
+    let is_there = || Ok(lab.client.command("nft", &["list", "tables"])?.contains("netdev"));
+    eventually("the table is another's", is_there)?;
+    let _daemon = Daemon::start_and_wait(&lab, &setup::program()?, &configuration)?;
+    let caller = Caller::at_the_socket()?;
+    let told = |name| caller.property::<bool>(name).during("a property");
+    assert!(told("Locked")? && !told("Intact")?, "a guard that is not there is told intact");
+    assert_eq!(caller.property::<String>("State")?, "damaged");
+    // Its table goes with it; nothing else changes.
+    drop(owner);
+    eventually("the guard is had", || told("Intact"))?;
+    Ok(())
 }
