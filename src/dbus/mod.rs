@@ -5,8 +5,8 @@
 //! - the **control socket** [`SOCKET`], peer to peer, root's alone: it needs no bus (`private`);
 //! - the **system bus** under [`NAME`], for everybody, as far as polkit allows (`bus`, `authority`).
 //!
-//! The daemon's loop knows nothing of D-Bus: what is asked of it comes over a channel, what it tells
-//! goes to a board ([`crate::daemon::calls`]).
+//! The daemon's loop knows of D-Bus only what refusals are called: what is asked of it comes over a
+//! channel, what it tells goes to a board ([`crate::daemon::calls`]).
 
 use std::sync::Arc;
 
