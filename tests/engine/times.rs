@@ -277,6 +277,28 @@ fn commands_act_at_once() {
 }
 
 #[test]
+fn the_last_of_several_commands_at_once_counts() {
+    for commands in 1..8 {
+        let mut world = World::connected(1);
+        world.slowness = 200 * MS;
+        for number in 0..commands {
+            let disconnect = number % 2 == 0;
+            let command = if disconnect { Command::Disconnect } else { Command::Connect(None) };
+            world.feed(Event::Command(command));
+        }
+        world.run(60 * SECOND);
+        assert!(world.rests(), "{commands}");
+        match commands % 2 {
+            0 => assert!(world.is_connected(), "{commands}"),
+            _ => {
+                assert_eq!(*world.engine.state(), State::Disconnected, "{commands}");
+                assert_eq!(world.network.tunnel, TunnelLink::Absent, "{commands}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_storm_of_disturbances_costs_two_effects() {
     let mut world = World::connected(1);
     listen(&mut world);
