@@ -247,9 +247,7 @@ fn field(text: &str, name: &str) -> u64 {
 
 /// With both servers, and a client that has but IPv4: which family comes back first would decide.
 fn lab() -> Result<Lab> {
-    let mut lab = Lab::new()?;
-    lab.start_server(0)?;
-    lab.start_server(1)?;
+    let lab = Lab::with_servers()?;
     lab.client.command("ip", &["-6", "route", "delete", "default"])?;
     Ok(lab)
 }

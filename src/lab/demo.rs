@@ -175,9 +175,7 @@ pub fn run(options: Options, progress: &mut dyn FnMut(&str)) -> Verdicts {
 impl Demo {
     fn new(options: Options) -> Result<Self> {
         super::namespaces::tun_device()?;
-        let mut lab = Lab::new()?;
-        lab.start_server(0)?;
-        lab.start_server(1)?;
+        let lab = Lab::with_servers()?;
         let senders = Senders::start(&lab, RATE)?;
         Ok(Demo { options, daemon: None, senders, lab })
     }

@@ -109,6 +109,17 @@ impl Lab {
         index(&self.client, name)
     }
 
+    /// As [`Lab::new`], and both servers run.
+    ///
+    /// # Errors
+    /// Those of [`Lab::new`] and [`Lab::start_server`].
+    pub fn with_servers() -> Result<Self> {
+        let mut lab = Self::new()?;
+        lab.start_server(0)?;
+        lab.start_server(1)?;
+        Ok(lab)
+    }
+
     /// Starts server 0 or 1, if it is not running.
     ///
     /// # Errors

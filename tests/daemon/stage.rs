@@ -34,9 +34,7 @@ impl Stage {
 
     /// As [`Stage::set`], with more configuration.
     pub fn set_with(more: &str) -> Result<Self> {
-        let mut lab = Lab::new()?;
-        lab.start_server(0)?;
-        lab.start_server(1)?;
+        let lab = Lab::with_servers()?;
         let program = setup::program()?;
         let configuration = setup::write_configuration(&lab, more)?;
         let senders = Senders::start(&lab, RATE)?;

@@ -42,9 +42,7 @@ impl Stage {
 
     /// The laboratory, with the daemon's configuration.
     pub fn lab(more: &str) -> Result<(Lab, PathBuf)> {
-        let mut lab = Lab::new()?;
-        lab.start_server(0)?;
-        lab.start_server(1)?;
+        let lab = Lab::with_servers()?;
         let configuration = configure(&lab, more)?;
         Ok((lab, configuration))
     }

@@ -141,9 +141,7 @@ pub fn any_two_at_once_are_undone_in_either_order() -> Outcome {
 
 /// Of every address that the client has had, and of every link.
 pub fn leaks_are_seen_wherever_they_leave() -> Outcome {
-    let mut lab = Lab::new()?;
-    lab.start_server(0)?;
-    lab.start_server(1)?;
+    let mut lab = Lab::with_servers()?;
     let senders = Senders::start(&lab, 1000)?;
     let capture = Capture::start(&lab, Expectation::of(&lab))?;
     let seen = |what: &'static str| {
@@ -165,9 +163,7 @@ pub fn leaks_are_seen_wherever_they_leave() -> Outcome {
 }
 
 pub fn senders_go_on_through_all_of_them() -> Outcome {
-    let mut lab = Lab::new()?;
-    lab.start_server(0)?;
-    lab.start_server(1)?;
+    let mut lab = Lab::with_servers()?;
     let senders = Senders::start(&lab, 500)?;
     for fault in faults::sequence(7, 20) {
         fault.apply(&mut lab)?;

@@ -27,10 +27,7 @@ impl Tunnel {
     /// With another configuration.
     pub fn with(change: impl FnOnce(&mut Config)) -> Result<Self> {
         namespaces::tun_device()?;
-        let mut lab = Lab::new()?;
-        for server in 0..2 {
-            lab.start_server(server)?;
-        }
+        let lab = Lab::with_servers()?;
         let file = setup::write_configuration(&lab, "")?;
         let mut config = config::load(&file).during("the configuration")?;
         change(&mut config);
