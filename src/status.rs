@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
 use crate::config::Config;
+use crate::daemon;
 use crate::daemon::calls::{Excepted, Report};
 use crate::lock::{self, State, Status};
 use crate::policy::{Exception, Policy};
@@ -58,8 +57,7 @@ pub fn add_report(status: &mut Status, report: &Report) {
 
 /// What is open for a while, and for how long from now.
 pub fn exceptions(all: &[Excepted]) -> Vec<lock::Exception> {
-    // It always exists.
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let now = daemon::now();
     let left = |it: &Excepted| Duration::from_micros(it.ends).saturating_sub(now).as_secs();
     let timed = |it: &Excepted| lock::Exception {
         id: it.id,

@@ -10,9 +10,11 @@
 use std::io;
 use std::path::Path;
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::config::{self, Config};
 use crate::dbus;
-use crate::engine::{self, Settings};
+use crate::engine::{self, Settings, Time};
 use crate::policy::Policy;
 
 pub mod calls;
@@ -36,6 +38,11 @@ pub enum Error {
     /// The threads that do the work.
     #[error("the daemon cannot start a thread: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// The engine's time, in which exceptions end, too. CLOCK_BOOTTIME always exists.
+pub(crate) fn now() -> Time {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Time::from).unwrap_or_default()
 }
 
 /// Runs until it is told to end (SIGTERM, SIGINT). The lock outlives it.

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::calls::{self, Answer, Board, Call, Facts};
 use super::lanes::{Lane, Lanes, Report};
-use super::{Error, Plan, system};
+use super::{Error, Plan, now, system};
 use crate::config::Config;
 use crate::dbus;
 use crate::engine::{Command, Effect, Engine, Event, State, Time};
@@ -351,11 +350,6 @@ impl Ends {
 /// The tunnel, if it is ours to make.
 fn device(config: &Config) -> Option<Device> {
     config.tunnel.is_managed().then(|| Device::new(config))
-}
-
-/// In the engine's time. CLOCK_BOOTTIME always exists.
-fn now() -> Time {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 /// For jitter: daemons that lost the same server shall not return all at once.
