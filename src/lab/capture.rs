@@ -88,6 +88,34 @@ impl Report {
     }
 }
 
+/// Judges the frames of a capture file from byte `from` on (0: all), as far as they are whole; with
+/// the place to go on from.
+///
+/// # Errors
+/// Those of files; a file that is no such capture.
+pub fn judge_file(file: &Path, from: usize, expected: &Expectation) -> Result<(Report, usize)> {
+    /// Of the file, and of each frame.
+    const HEADS: (usize, usize) = (24, 16);
+    let bytes = std::fs::read(file).during(file.display())?;
+    let mut report = Report::default();
+    if bytes.len() < HEADS.0 {
+        return Ok((report, 0));
+    }
+    if bytes[..4] != 0xa1b2_c3d4_u32.to_ne_bytes() {
+        return Err(Error::new(format!("{}: not a capture of this machine", file.display())));
+    }
+    let mut at = from.max(HEADS.0);
+    while let Some(head) = bytes.get(at..at + HEADS.1) {
+        let word = |n: usize| u32::from_ne_bytes([head[n], head[n + 1], head[n + 2], head[n + 3]]);
+        let length = usize::try_from(word(8)).during("a frame's length")?;
+        let Some(frame) = bytes.get(at + HEADS.1..at + HEADS.1 + length) else { break };
+        let since = Duration::from_secs(word(0).into()) + Duration::from_micros(word(4).into());
+        report.add(UNIX_EPOCH + since, frame, classify(frame, expected));
+        at += HEADS.1 + length;
+    }
+    Ok((report, at))
+}
+
 impl Capture {
     /// Starts to watch. Every frame is judged as it comes, by `expectation`.
     ///

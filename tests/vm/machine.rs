@@ -1,0 +1,406 @@
+//! One emulated machine: its power, its cable, its console, and every frame that it sends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64ct::{Base64, Encoding};
+use killswitch::lab::capture::judge_file;
+use killswitch::lab::host::Process;
+use killswitch::lab::{Context, Error, Expectation, Host, Report, Result};
+use serde_json::{Value, json};
+
+/// For anything that a machine does: it is emulated, and the one that emulates it is busy.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// The machine's hardware address.
+const ADDRESS: &str = "02:00:00:00:00:50";
+/// The state that [`Machine::save`] keeps in the disk.
+const SAVED: &str = "saved";
+
+/// How to start a machine.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Where its kernel and initrd are.
+    pub image: PathBuf,
+    /// Debian's own initrd, not the small one.
+    pub stock_initrd: bool,
+    /// A qcow2 file, which it changes.
+    pub disk: PathBuf,
+    /// A tar file that it finds at /dev/vdb.
+    pub payload: Option<PathBuf>,
+    /// More of the kernel's command line.
+    pub append: String,
+    /// Go on where [`Machine::save`] was, instead of booting.
+    pub resume: bool,
+}
+
+/// A running machine; its power is cut when dropped.
+pub struct Machine {
+    process: Process,
+    directory: PathBuf,
+    console: PathBuf,
+    monitor: Monitor,
+    shell: Option<UnixStream>,
+    judged: usize,
+}
+
+/// What a command in the machine left.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, errors included.
+    pub text: String,
+}
+
+impl Machine {
+    /// Switches it on, at link `tap0` of `host`. `directory` is for its files.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn start(host: &Host, directory: &Path, start: &Start) -> Result<Self> {
+        std::fs::create_dir_all(directory).during(directory.display())?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(arguments(directory, start)).stdin(Stdio::null());
+        let log = std::fs::File::create(directory.join("qemu.log")).during("qemu.log")?;
+        command.stderr(log);
+        let process = host.start(command)?;
+        let monitor = Monitor::connect(&directory.join("monitor")).map_err(|error| {
+            let words = std::fs::read_to_string(directory.join("qemu.log")).unwrap_or_default();
+            Error::new(format!("{error}\n{words}"))
+        })?;
+        Ok(Machine {
+            process,
+            console: directory.join("console"),
+            directory: directory.into(),
+            monitor,
+            shell: None,
+            judged: 0,
+        })
+    }
+
+    /// Runs a script as root, and waits for it.
+    ///
+    /// # Errors
+    /// If the machine does not answer.
+    pub fn ask(&mut self, script: &str) -> Result<Answer> {
+        let answered = self.try_ask(script);
+        answered.map_err(|error| Error::new(format!("{error}\n{}", self.last_words())))
+    }
+
+    /// As [`Machine::ask`], and it must succeed.
+    ///
+    /// # Errors
+    /// Its words.
+    pub fn run(&mut self, script: &str) -> Result<String> {
+        let answer = self.ask(script)?;
+        if answer.status == 0 {
+            return Ok(answer.text);
+        }
+        Err(Error::new(format!("`{script}` ended with {}: {}", answer.status, answer.text)))
+    }
+
+    /// Asks until it succeeds; how long it took.
+    ///
+    /// # Errors
+    /// What it said last.
+    pub fn wait_for(&mut self, script: &str) -> Result<Duration> {
+        let begin = Instant::now();
+        loop {
+            let answer = self.ask(script)?;
+            if answer.status == 0 {
+                return Ok(begin.elapsed());
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(Error::new(format!(
+                    "waited in vain for `{script}`: {}\n{}",
+                    answer.text,
+                    self.last_words()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Begins something that the machine may not survive.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn begin(&mut self, script: &str) -> Result<()> {
+        self.run(&format!("setsid sh -c {} >/dev/null 2>&1 &", quoted(script))).map(drop)
+    }
+
+    /// Waits until it has switched itself off.
+    ///
+    /// # Errors
+    /// If it has not, with its last words.
+    pub fn wait_for_power_off(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if self.process.child().try_wait().during("waiting for QEMU")?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let look = "systemctl list-jobs; journalctl --no-pager -n 30";
+        let said = self.ask(look).map_or_else(|error| error.to_string(), |answer| answer.text);
+        Err(Error::new(format!("the machine is still on\n{said}\n{}", self.last_words())))
+    }
+
+    /// Pulls the cable out, or plugs it in.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn cable(&mut self, plugged: bool) -> Result<()> {
+        self.monitor.execute("set_link", &json!({ "name": "n0", "up": plugged })).map(drop)
+    }
+
+    /// A command of QEMU's machine protocol without arguments, e.g. `system_wakeup`.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn press(&mut self, button: &str) -> Result<()> {
+        self.monitor.execute(button, &json!({})).map(drop)
+    }
+
+    /// Waits for an event of QEMU, e.g. `SUSPEND`.
+    ///
+    /// # Errors
+    /// If it does not come.
+    pub fn wait_for_event(&mut self, event: &str) -> Result<()> {
+        let waited = self.monitor.wait_for(event);
+        waited.map_err(|error| Error::new(format!("{error}\n{}", self.last_words())))
+    }
+
+    /// Keeps its whole state in its disk, and switches it off: [`Start::resume`] goes on from there.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn save(&mut self) -> Result<()> {
+        let words = json!({ "command-line": format!("savevm {SAVED}") });
+        let said = self.monitor.execute("human-monitor-command", &words)?;
+        if said.as_str().is_none_or(|text| !text.trim().is_empty()) {
+            return Err(Error::new(format!("savevm: {said}")));
+        }
+        self.monitor.execute("quit", &json!({}))?;
+        self.wait_for_power_off()
+    }
+
+    /// Judges what the machine has sent since the last call, or since power-on.
+    ///
+    /// # Errors
+    /// Those of the capture file.
+    pub fn sent(&mut self, expected: &Expectation) -> Result<Report> {
+        let (report, judged) =
+            judge_file(&self.directory.join("sent.pcap"), self.judged, expected)?;
+        self.judged = judged;
+        Ok(report)
+    }
+
+    /// The console's last lines.
+    pub fn last_words(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        format!("the console:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+    }
+
+    fn try_ask(&mut self, script: &str) -> Result<Answer> {
+        // A terminal's line has at most 4096 bytes.
+        const LINE: usize = 3000;
+        let shell = self.shell()?;
+        let script = Base64::encode_string(script.as_bytes());
+        let mut lines = String::from(": >/run/vm-script\n");
+        for piece in script.as_bytes().chunks(LINE) {
+            let piece = std::str::from_utf8(piece).during("base64")?;
+            lines.push_str(&format!("printf %s {piece} >>/run/vm-script\n"));
+        }
+        lines.push_str(
+            "base64 -d /run/vm-script >/run/vm-script.sh; sh /run/vm-script.sh >/run/vm-answer 2>&1 </dev/null; \
+             printf '\\001%d ' $?; base64 -w0 /run/vm-answer; printf '\\002'\n",
+        );
+        shell.write_all(lines.as_bytes()).during("the machine's console")?;
+        let answer = read_answer(shell)?;
+        let (status, text) = answer.split_once(' ').unwrap_or((answer.as_str(), ""));
+        let text =
+            Base64::decode_vec(text).map_err(|error| Error::new(format!("{answer}: {error}")))?;
+        Ok(Answer {
+            status: status.parse().during("an exit status")?,
+            text: String::from_utf8_lossy(&text).into_owned(),
+        })
+    }
+
+    /// systemd's debug shell. It is there early and stays to the end, whatever target is reached.
+    fn shell(&mut self) -> Result<&mut UnixStream> {
+        if self.shell.is_none() {
+            let mut shell =
+                UnixStream::connect(self.directory.join("shell")).during("the console")?;
+            shell.set_read_timeout(Some(Duration::from_secs(1))).during("the console")?;
+            let begin = Instant::now();
+            // What is sent before the shell is there may be lost.
+            while !greet(&mut shell)? {
+                if begin.elapsed() > PATIENCE {
+                    return Err(Error::new("no shell on the console"));
+                }
+            }
+            self.shell = Some(shell);
+        }
+        self.shell.as_mut().ok_or_else(|| Error::new("no shell"))
+    }
+
+    /// After a reboot there is another shell.
+    pub fn forget_shell(&mut self) {
+        self.shell = None;
+    }
+}
+
+/// Without echo, prompt and line editing. The mark is written so that its echo is not taken for it.
+fn greet(shell: &mut UnixStream) -> Result<bool> {
+    let hello = "\nexec sh\nstty -echo; PS1= PS2=; printf '\\001%s\\002' hello\n";
+    shell.write_all(hello.as_bytes()).during("the console")?;
+    let mut heard: Vec<u8> = Vec::new();
+    let mut buffer = [0u8; 4096];
+    while let Ok(length @ 1..) = shell.read(&mut buffer) {
+        heard.extend(&buffer[..length]);
+        if heard.windows(7).any(|window| window == b"\x01hello\x02") {
+            // What is still to come belongs to earlier greetings.
+            while matches!(shell.read(&mut buffer), Ok(1..)) {}
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn read_answer(shell: &mut UnixStream) -> Result<String> {
+    let begin = Instant::now();
+    let mut heard: Vec<u8> = Vec::new();
+    let mut buffer = [0u8; 65536];
+    while begin.elapsed() < PATIENCE {
+        match shell.read(&mut buffer) {
+            Ok(0) => return Err(Error::new("the machine is off")),
+            Ok(length) => heard.extend(&buffer[..length]),
+            Err(_) => continue,
+        }
+        if let Some(begin) = heard.iter().rposition(|byte| *byte == 1)
+            && let Some(length) = heard[begin..].iter().position(|byte| *byte == 2)
+        {
+            return Ok(String::from_utf8_lossy(&heard[begin + 1..begin + length]).into_owned());
+        }
+    }
+    Err(Error::new(format!("no answer on the console: {}", String::from_utf8_lossy(&heard))))
+}
+
+/// For `sh -c`.
+fn quoted(script: &str) -> String {
+    format!("'{}'", script.replace('\'', "'\\''"))
+}
+
+fn arguments(directory: &Path, start: &Start) -> Vec<String> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let image = |name: &str| start.image.join(name).display().to_string();
+    let initrd = if start.stock_initrd { "initrd" } else { "initrd.small" };
+    let mut words: Vec<String> = [
+        "-machine",
+        "q35",
+        "-accel",
+        "tcg,thread=multi,tb-size=512",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "768",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-user-config",
+    ]
+    .map(String::from)
+    .into();
+    let mut option = |name: &str, value: String| words.extend([name.into(), value]);
+    option("-kernel", image("vmlinuz"));
+    option("-initrd", image(initrd));
+    option(
+        "-append",
+        format!(
+            "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 \
+             systemd.debug_shell=ttyS1 systemd.show_status=no {}",
+            start.append
+        ),
+    );
+    option("-drive", format!("file={},format=qcow2,if=virtio,cache=unsafe", start.disk.display()));
+    if let Some(payload) = &start.payload {
+        option("-drive", format!("file={},format=raw,if=virtio,readonly=on", payload.display()));
+    }
+    option("-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no,vnet_hdr=off".into());
+    option("-device", format!("virtio-net-pci,netdev=n0,mac={ADDRESS},romfile="));
+    // rx: what the machine hands to the network, and nothing else.
+    option("-object", format!("filter-dump,id=f,netdev=n0,queue=rx,file={}", at("sent.pcap")));
+    option("-serial", format!("file:{}", at("console")));
+    option("-serial", format!("unix:{},server=on,wait=off", at("shell")));
+    option("-qmp", format!("unix:{},server=on,wait=off", at("monitor")));
+    if start.resume {
+        option("-loadvm", SAVED.into());
+    }
+    words
+}
+
+/// QEMU's machine protocol: docs/interop/qmp-spec of QEMU.
+struct Monitor {
+    stream: BufReader<UnixStream>,
+    events: Vec<String>,
+}
+
+impl Monitor {
+    fn connect(socket: &Path) -> Result<Self> {
+        let begin = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) if begin.elapsed() > Duration::from_secs(30) => {
+                    return Err(Error::new(format!("QEMU does not start: {error}")));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).during("QEMU's monitor")?;
+        let mut monitor = Monitor { stream: BufReader::new(stream), events: Vec::new() };
+        monitor.read()?;
+        monitor.execute("qmp_capabilities", &json!({}))?;
+        Ok(monitor)
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let words = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.stream.get_mut(), "{words}").during("QEMU's monitor")?;
+        loop {
+            let mut heard = self.read()?;
+            if let Some(error) = heard.get("error") {
+                return Err(Error::new(format!("QEMU: {command}: {error}")));
+            }
+            if let Some(value) = heard.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    fn wait_for(&mut self, event: &str) -> Result<()> {
+        while !self.events.iter().any(|one| one == event) {
+            self.read()?;
+        }
+        self.events.retain(|one| one != event);
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).during("QEMU's monitor")?;
+        let value: Value = serde_json::from_str(&line).during(format!("QEMU's monitor: {line}"))?;
+        if let Some(event) = value["event"].as_str() {
+            self.events.push(event.into());
+        }
+        Ok(value)
+    }
+}

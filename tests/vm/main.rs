@@ -1,0 +1,43 @@
+//! From power-on to power-off on Debian machines with Debian's kernels: every frame that the machine
+//! sends is captured outside of it, and judged.
+//!
+//! `make test-vm`; VM_SUITES="trixie" runs one release only. Images: tests/vm/image.
+
+use std::process::ExitCode;
+
+use killswitch::lab::harness::Outcome;
+use killswitch::lab::namespaces;
+use libtest_mimic::{Arguments, Trial};
+
+mod boots;
+mod machine;
+mod payload;
+mod stage;
+
+/// bookworm 6.1, trixie 6.12, and the newest that Debian has.
+const SUITES: [stage::Suite; 3] = ["bookworm", "trixie", "sid"];
+
+type Scenario = (&'static str, fn(stage::Suite) -> Outcome);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two emulated processors want two real ones.
+    arguments.test_threads.get_or_insert(1);
+    if !arguments.list
+        && let Err(error) = namespaces::enter_private()
+    {
+        eprintln!("killswitch-vm: {error}");
+        return ExitCode::FAILURE;
+    }
+    let wanted = std::env::var("VM_SUITES").unwrap_or_else(|_| SUITES.join(" "));
+    let suites: Vec<stage::Suite> =
+        SUITES.into_iter().filter(|suite| wanted.split(' ').any(|one| one == *suite)).collect();
+    let scenarios: Vec<&Scenario> = [boots::SCENARIOS].into_iter().flatten().collect();
+    let mut trials = Vec::new();
+    for suite in suites {
+        for &&(name, scenario) in &scenarios {
+            trials.push(Trial::test(format!("{suite}::{name}"), move || scenario(suite)));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,87 @@
+//! What a machine finds at /dev/vdb: the package, and a configuration for the laboratory.
+
+use std::path::Path;
+use std::process::Command;
+
+use killswitch::lab::addresses::*;
+use killswitch::lab::wireguard::KeyPair;
+use killswitch::lab::{Context, Error, Result};
+
+/// What an administrator does, in the machine.
+pub const INSTALL: &str = "set -e
+    mkdir -p /run/payload
+    tar xf /dev/vdb -C /run/payload
+    dpkg -i /run/payload/killswitch.deb
+    install -m 600 /run/payload/killswitch.toml /etc/killswitch.toml
+    install -D -m 600 /run/payload/private.key /etc/killswitch/private.key
+    systemctl enable killswitch
+    sync";
+
+/// Writes the tar file. Keys: the client's, those of both servers.
+pub fn write(file: &Path, keys: &[KeyPair; 3], work: &Path) -> Result<()> {
+    let directory = work.join("payload");
+    std::fs::create_dir_all(&directory).during(directory.display())?;
+    let put = |name: &str, bytes: &[u8]| {
+        let path = directory.join(name);
+        std::fs::write(&path, bytes).during(path.display())
+    };
+    let package = package()?;
+    put("killswitch.deb", &std::fs::read(&package).during(package.display())?)?;
+    put("killswitch.toml", configuration(keys).as_bytes())?;
+    put("private.key", format!("{}\n", keys[0].private_text()).as_bytes())?;
+    let output = Command::new("tar")
+        .args(["--create", "--file"])
+        .arg(file)
+        .arg("--directory")
+        .arg(&directory)
+        .arg(".")
+        .output()
+        .during("tar")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::new(format!("tar: {}", String::from_utf8_lossy(&output.stderr))))
+}
+
+/// What `make deb` has built.
+fn package() -> Result<std::path::PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/package");
+    let files = std::fs::read_dir(&directory).during("target/package: run `make deb` first")?;
+    let mut packages: Vec<_> = files
+        .flatten()
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    packages.sort();
+    packages.pop().ok_or_else(|| Error::new("no package in target/package: run `make deb` first"))
+}
+
+fn configuration(keys: &[KeyPair; 3]) -> String {
+    let server = |name: &str, endpoints: [String; 2], keys: &KeyPair| {
+        format!(
+            r#"
+[[server]]
+name = "{name}"
+endpoints = ["{}", "{}"]
+public_key = "{}"
+allowed_ips = ["0.0.0.0/0", "::/0"]
+persistent_keepalive = 25
+"#,
+            endpoints[0],
+            endpoints[1],
+            keys.public_text()
+        )
+    };
+    let at =
+        |v4: String, v6: String| [format!("{v4}:{SERVER_PORT}"), format!("[{v6}]:{SERVER_PORT}")];
+    format!(
+        r#"[tunnel]
+interface = "{TUNNEL_LINK}"
+private_key_file = "/etc/killswitch/private.key"
+addresses = ["{TUNNEL_V4}/32", "{TUNNEL_V6}/128"]
+mtu = 1420
+{}{}"#,
+        server("server1", at(SERVER1_V4.to_string(), SERVER1_V6.to_string()), &keys[1]),
+        server("server2", at(SERVER2_V4.to_string(), SERVER2_V6.to_string()), &keys[2]),
+    )
+}
