@@ -18,6 +18,8 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// What the router tells.
 #[derive(Debug, Clone)]
 pub struct RaOptions {
+    /// The router's link.
+    pub link: &'static str,
     /// For how many seconds it is a default router; 0: it is none.
     pub lifetime: u16,
     /// Prefixes of 64 bits to make addresses from.
@@ -33,6 +35,7 @@ pub struct RaOptions {
 impl Default for RaOptions {
     fn default() -> Self {
         RaOptions {
+            link: LAN_LINK,
             lifetime: 1800,
             prefixes: vec![Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0)],
             dns: Some(ROUTER_V6),
@@ -55,7 +58,7 @@ impl Advertiser {
     pub fn start(router: &Host, options: RaOptions) -> Result<Self> {
         let (socket, link) = router
             .run(|| -> nix::Result<_> {
-                let link = nix::net::if_::if_nametoindex(LAN_LINK)?;
+                let link = nix::net::if_::if_nametoindex(options.link)?;
                 let socket = socket(
                     AddressFamily::Inet6,
                     SockType::Raw,

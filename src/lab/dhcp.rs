@@ -30,11 +30,17 @@ pub enum Kind {
     Request = 3,
     /// Yes.
     Ack = 5,
+    /// Not here.
+    Nak = 6,
 }
 
 /// What the server hands out.
 #[derive(Debug, Clone)]
 pub struct DhcpOptions {
+    /// The router's link that is served.
+    pub link: &'static str,
+    /// The router's address there.
+    pub server: Ipv4Addr,
     /// The address offered to everybody.
     pub address: Ipv4Addr,
     /// Length of the lease in seconds.
@@ -43,6 +49,8 @@ pub struct DhcpOptions {
     pub gateway: Ipv4Addr,
     /// Resolver.
     pub dns: Ipv4Addr,
+    /// Option 26: the link's MTU, in bytes.
+    pub mtu: Option<u16>,
     /// Option 121 (RFC 3442): routes that the client is to install, as TunnelVision does.
     pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
 }
@@ -50,10 +58,13 @@ pub struct DhcpOptions {
 impl Default for DhcpOptions {
     fn default() -> Self {
         DhcpOptions {
+            link: LAN_LINK,
+            server: ROUTER_V4,
             address: CLIENT_V4,
             lease: 3600,
             gateway: ROUTER_V4,
             dns: ROUTER_V4,
+            mtu: None,
             routes: Vec::new(),
         }
     }
@@ -71,7 +82,7 @@ impl DhcpServer {
     /// # Errors
     /// Those of `bind(2)`.
     pub fn start(router: &Host, options: DhcpOptions) -> Result<Self> {
-        let socket = router.run(|| server_socket().during("DHCP server"))??;
+        let socket = router.run(|| server_socket(options.link).during("DHCP server"))??;
         let heard = Arc::new(Mutex::new(Vec::new()));
         let theirs = Arc::clone(&heard);
         let worker = router.spawn("dhcp", move |stop| serve(&socket, &options, &theirs, &stop))?;
@@ -84,9 +95,9 @@ impl DhcpServer {
     }
 }
 
-fn server_socket() -> std::io::Result<UdpSocket> {
+fn server_socket(link: &str) -> std::io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 67))?;
-    setsockopt(&socket, sockopt::BindToDevice, &LAN_LINK.into())?;
+    setsockopt(&socket, sockopt::BindToDevice, &link.into())?;
     socket.set_broadcast(true)?;
     socket.set_read_timeout(Some(Duration::from_millis(TICK_MS.into())))?;
     Ok(socket)
@@ -104,8 +115,10 @@ fn serve(socket: &UdpSocket, options: &DhcpOptions, heard: &Mutex<Vec<Kind>>, st
         heard.lock().unwrap_or_else(PoisonError::into_inner).push(message.kind);
         let answer = match message.kind {
             Kind::Discover => Kind::Offer,
+            // RFC 2131, 4.3.2: an address of another network is refused, so that it is asked anew.
+            Kind::Request if message.wanted.is_some_and(|one| one != options.address) => Kind::Nak,
             Kind::Request => Kind::Ack,
-            Kind::Offer | Kind::Ack => continue,
+            Kind::Offer | Kind::Ack | Kind::Nak => continue,
         };
         // RFC 2131, 4.1: to the client's address if it has one, otherwise to all.
         let to = if message.client.is_unspecified() {
@@ -128,6 +141,8 @@ pub struct Message {
     pub client: Ipv4Addr,
     /// yiaddr: the address that the client gets.
     pub yours: Ipv4Addr,
+    /// Option 50: the address that the client asks for.
+    pub wanted: Option<Ipv4Addr>,
     hardware: [u8; 16],
 }
 
@@ -141,6 +156,7 @@ impl Message {
         }
         Some(Message {
             kind: kind(&bytes[FIXED + 4..])?,
+            wanted: wanted(&bytes[FIXED + 4..]),
             transaction: bytes[4..8].try_into().ok()?,
             client: address(12)?,
             yours: address(16)?,
@@ -149,18 +165,30 @@ impl Message {
     }
 }
 
-fn kind(mut options: &[u8]) -> Option<Kind> {
+fn kind(options: &[u8]) -> Option<Kind> {
+    let &[kind] = option(options, 53)? else { return None };
+    [Kind::Discover, Kind::Offer, Kind::Request, Kind::Ack, Kind::Nak]
+        .into_iter()
+        .find(|known| *known as u8 == kind)
+}
+
+fn wanted(options: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(option(options, 50)?).ok().map(Ipv4Addr::from)
+}
+
+/// The value of an option (RFC 2132).
+fn option(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
     const PAD: u8 = 0;
-    const MESSAGE_TYPE: u8 = 53;
     loop {
         match options {
             [PAD, rest @ ..] => options = rest,
-            [MESSAGE_TYPE, 1, kind, ..] => {
-                return [Kind::Discover, Kind::Offer, Kind::Request, Kind::Ack]
-                    .into_iter()
-                    .find(|known| *known as u8 == *kind);
+            [code, length, rest @ ..] => {
+                let value = rest.get(..usize::from(*length))?;
+                if *code == wanted {
+                    return Some(value);
+                }
+                options = &rest[value.len()..];
             }
-            [_, length, rest @ ..] => options = rest.get(usize::from(*length)..)?,
             _ => return None,
         }
     }
@@ -170,8 +198,14 @@ fn kind(mut options: &[u8]) -> Option<Kind> {
 pub fn request(kind: Kind, transaction: [u8; 4], hardware: [u8; 6], client: Ipv4Addr) -> Vec<u8> {
     let mut padded = [0u8; 16];
     padded[..6].copy_from_slice(&hardware);
-    let head =
-        Message { kind, transaction, client, yours: Ipv4Addr::UNSPECIFIED, hardware: padded };
+    let head = Message {
+        kind,
+        transaction,
+        client,
+        yours: Ipv4Addr::UNSPECIFIED,
+        wanted: None,
+        hardware: padded,
+    };
     let mut message = fixed(REQUEST, &head, Ipv4Addr::UNSPECIFIED);
     message.extend([53, 1, kind as u8, 255]);
     message
@@ -185,11 +219,14 @@ fn reply(to: &Message, kind: Kind, options: &DhcpOptions) -> Vec<u8> {
         message.extend([code, value.len() as u8]);
         message.extend(value);
     };
-    option(54, &ROUTER_V4.octets());
+    option(54, &options.server.octets());
     option(51, &options.lease.to_be_bytes());
     option(1, &[255, 255, 255, 0]);
     option(3, &options.gateway.octets());
     option(6, &options.dns.octets());
+    if let Some(mtu) = options.mtu {
+        option(26, &mtu.to_be_bytes());
+    }
     if !options.routes.is_empty() {
         option(121, &classless_routes(&options.routes));
     }

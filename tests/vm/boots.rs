@@ -22,8 +22,8 @@ fn power_on_to_off(suite: Suite, plan: &Plan) -> Outcome {
     let took = stage.wait_until_connected()?;
     stage.machine.begin("systemctl poweroff")?;
     stage.machine.wait_for_power_off()?;
-    let report = stage.nothing_leaked("power-on to power-off")?;
-    println!("connected after {} ms, sent {:?}", took.as_millis(), report.allowed);
+    stage.nothing_leaked("power-on to power-off")?;
+    println!("connected after {} ms", took.as_millis());
     Ok(())
 }
 

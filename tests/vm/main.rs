@@ -10,8 +10,10 @@ use killswitch::lab::namespaces;
 use libtest_mimic::{Arguments, Trial};
 
 mod boots;
+mod events;
 mod machine;
 mod payload;
+mod record;
 mod stage;
 
 /// bookworm 6.1, trixie 6.12, and the newest that Debian has.
@@ -32,10 +34,13 @@ fn main() -> ExitCode {
     let wanted = std::env::var("VM_SUITES").unwrap_or_else(|_| SUITES.join(" "));
     let suites: Vec<stage::Suite> =
         SUITES.into_iter().filter(|suite| wanted.split(' ').any(|one| one == *suite)).collect();
-    let scenarios: Vec<&Scenario> = [boots::SCENARIOS].into_iter().flatten().collect();
     let mut trials = Vec::new();
     for suite in suites {
-        for &&(name, scenario) in &scenarios {
+        for event in events::EVENTS {
+            let name = format!("{suite}::{}", event.name);
+            trials.push(Trial::test(name, move || events::befall(event, suite)));
+        }
+        for &(name, scenario) in boots::SCENARIOS {
             trials.push(Trial::test(format!("{suite}::{name}"), move || scenario(suite)));
         }
     }

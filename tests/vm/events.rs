@@ -1,0 +1,277 @@
+//! What happens to a machine that runs: the same events befall one without the kill switch, whose
+//! senders are heard, and one with it, which must be silent and connected again without a human.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
+
+use killswitch::lab::Result;
+use killswitch::lab::addresses::*;
+use killswitch::lab::dhcp::DhcpOptions;
+use killswitch::lab::harness::{Failed, Outcome};
+
+use super::record::{self, Seen};
+use super::stage::{Network, Stage, Suite};
+
+/// Something that happens, and is over when `happen` returns.
+pub struct Event {
+    pub name: &'static str,
+    happen: fn(&mut Stage) -> Result<()>,
+    /// Where it cannot happen, and why.
+    not_on: &'static [(Suite, &'static str)],
+    /// What may leave nevertheless, where the kernel lacks a layer: a part of the frame's kind.
+    excused: &'static [(Suite, &'static str)],
+}
+
+impl Event {
+    const fn new(name: &'static str, happen: fn(&mut Stage) -> Result<()>) -> Self {
+        Event { name, happen, not_on: &[], excused: &[] }
+    }
+}
+
+/// 6.1 lets no table outlive its owner, so anybody may flush it; the routing guard then holds alone,
+/// and it does not see packet sockets (SECURITY.md, limits; threats 21 to 24).
+const PACKET_SOCKETS: &[(Suite, &str)] =
+    &[("bookworm", "192.0.2.1 -> 1.1.1.1:4000"), ("bookworm", "ethertype 0x88b5")];
+
+pub const EVENTS: &[Event] = &[
+    Event::new("cable_out_and_in", cable_out_and_in),
+    Event::new("network_left_and_back", |stage| {
+        move_to(stage, &Network::elsewhere())?;
+        settle(stage)?;
+        move_to(stage, &Network::default())
+    }),
+    Event::new("lease_renewed", |stage| script(stage, "networkctl renew eth0")),
+    Event::new("dhcp_with_hostile_routes", hostile_routes),
+    Event::new("dhcp_with_hostile_resolver_and_mtu", hostile_resolver),
+    Event::new("router_advertises_hostile_routes", hostile_router),
+    Event::new("suspend_and_resume", |stage| suspend(stage, |_| Ok(()))),
+    Event::new("suspend_and_resume_elsewhere", |stage| {
+        suspend(stage, |stage| stage.plug_into(&Network::elsewhere()))?;
+        settle(stage)?;
+        move_to(stage, &Network::default())
+    }),
+    Event::new("server_dies", |stage| {
+        stage.lab.servers[0].silence()?;
+        settle(stage)?;
+        stage.lab.servers[0].end_silence()
+    }),
+    Event::new("clock_set_back_a_year_and_forth", |stage| {
+        script(stage, "date -s '-1 year' && sleep 5 && date -s '+1 year'")
+    }),
+    Event::new("daemon_killed", |stage| {
+        script(stage, "systemctl kill --signal=KILL killswitch; :")
+    }),
+    Event::new("daemon_stopped_by_a_signal", |stage| {
+        let pid = "p=$(systemctl show --value --property=MainPID killswitch)";
+        // A command that gets no answer kills what hangs.
+        script(
+            stage,
+            &format!("{pid}; [ $p = 0 ] && exit; kill -STOP $p; sleep 3; killswitch reconnect; :"),
+        )
+    }),
+    Event::new("daemon_out_of_memory", |stage| {
+        script(
+            stage,
+            "systemctl set-property --runtime killswitch.service MemoryMax=256K; sleep 3
+             systemctl set-property --runtime killswitch.service MemoryMax=infinity
+             systemctl is-enabled killswitch && systemctl start killswitch; :",
+        )
+    }),
+    Event::new("unit_stopped_and_started", |stage| {
+        script(stage, "systemctl stop killswitch; sleep 3; systemctl start killswitch; :")
+    }),
+    Event::new("unit_restarted", |stage| script(stage, "systemctl restart killswitch; :")),
+    Event {
+        excused: PACKET_SOCKETS,
+        ..Event::new("ruleset_flushed", |stage| script(stage, "nft flush ruleset"))
+    },
+    Event {
+        excused: PACKET_SOCKETS,
+        ..Event::new("ruleset_flushed_while_no_daemon_runs", |stage| {
+            let flush = "systemctl stop killswitch; sleep 1; nft flush ruleset; sleep 3";
+            script(stage, &format!("{flush}; systemctl start killswitch; :"))
+        })
+    },
+    Event {
+        excused: PACKET_SOCKETS,
+        ..Event::new("nftables_service_started_and_stopped", |stage| {
+            script(stage, "systemctl start nftables; sleep 1; systemctl stop nftables")
+        })
+    },
+    Event {
+        excused: PACKET_SOCKETS,
+        ..Event::new("firewalld_started_reloaded_stopped", |stage| {
+            script(
+                stage,
+                "systemctl start firewalld && firewall-cmd --reload; sleep 1; systemctl stop firewalld",
+            )
+        })
+    },
+    Event::new("ufw_enabled_reloaded_disabled", |stage| {
+        script(stage, "ufw --force enable && ufw reload && sleep 1 && ufw --force disable")
+    }),
+    Event::new("disk_full", |stage| {
+        script(
+            stage,
+            "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null; systemctl restart killswitch; sleep 2
+             rm /var/full",
+        )
+    }),
+    Event::new("rescue_and_back", |stage| isolate(stage, "rescue.target")),
+    Event::new("emergency_and_back", |stage| isolate(stage, "emergency.target")),
+    Event {
+        not_on: &[("bookworm", "systemd 252 has no soft-reboot")],
+        ..Event::new("soft_reboot", |stage| {
+            stage.machine.begin("systemctl soft-reboot")?;
+            back_after_reboot(stage)
+        })
+    },
+    Event::new("reboot", |stage| {
+        stage.machine.begin("systemctl reboot")?;
+        back_after_reboot(stage)
+    }),
+    Event::new("kexec", |stage| {
+        script(
+            stage,
+            "kexec --load /boot/vmlinuz-$(uname -r) --initrd=/boot/initrd.img-$(uname -r) \
+             --reuse-cmdline",
+        )?;
+        stage.machine.begin("systemctl kexec")?;
+        back_after_reboot(stage)
+    }),
+];
+
+/// Without the kill switch, then with it.
+pub fn befall(event: &Event, suite: Suite) -> Outcome {
+    if let Some((_, why)) = event.not_on.iter().find(|(one, _)| *one == suite) {
+        record::write(suite, event.name, &Seen::Impossible(why))?;
+        return Ok(());
+    }
+    let control = with_machine(suite, false, |stage| {
+        stage.sent()?;
+        (event.happen)(stage)?;
+        sleep(Duration::from_secs(1));
+        stage.leaked(event.name)
+    })?;
+    let excused: Vec<&str> =
+        event.excused.iter().filter(|(one, _)| *one == suite).map(|(_, what)| *what).collect();
+    let (excused, back) = with_machine(suite, true, |stage| {
+        stage.nothing_leaked("what came before")?;
+        (event.happen)(stage)?;
+        let back = stage.wait_until_connected()?;
+        Ok((stage.nothing_leaked_but(event.name, &excused)?, back))
+    })?;
+    record::write(suite, event.name, &Seen::Held { control, excused, back })?;
+    Ok(())
+}
+
+/// One machine for many events: booting takes longer than most of them. A failed one is not reused.
+fn with_machine<T>(
+    suite: Suite,
+    guarded: bool,
+    work: impl FnOnce(&mut Stage) -> std::result::Result<T, Failed>,
+) -> std::result::Result<T, Failed> {
+    static MACHINES: Mutex<BTreeMap<(Suite, bool), Stage>> = Mutex::new(BTreeMap::new());
+    let mut machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
+    // Only this release's: memory is finite.
+    machines.retain(|(one, _), _| *one == suite);
+    let mut stage = match machines.remove(&(suite, guarded)) {
+        Some(stage) => stage,
+        None => Stage::ready(suite, guarded)?,
+    };
+    stage.machine.press("cont")?;
+    let done = work(&mut stage)?;
+    // The other one is to have the processors.
+    stage.machine.press("stop")?;
+    machines.insert((suite, guarded), stage);
+    Ok(done)
+}
+
+fn script(stage: &mut Stage, script: &str) -> Result<()> {
+    stage.machine.run(script).map(drop)
+}
+
+/// Connected, where there is something to connect.
+fn settle(stage: &mut Stage) -> Result<()> {
+    if stage.guarded()? {
+        return stage.wait_until_connected().map(drop);
+    }
+    sleep(Duration::from_secs(3));
+    Ok(())
+}
+
+fn cable_out_and_in(stage: &mut Stage) -> Result<()> {
+    stage.machine.cable(false)?;
+    sleep(Duration::from_secs(2));
+    stage.machine.cable(true)?;
+    stage.machine.wait_for("ip -4 address show dev eth0 | grep -q inet").map(drop)
+}
+
+fn move_to(stage: &mut Stage, network: &Network) -> Result<()> {
+    stage.machine.cable(false)?;
+    stage.plug_into(network)?;
+    sleep(Duration::from_secs(1));
+    stage.machine.cable(true)?;
+    let address = network.leases.address;
+    stage.machine.wait_for(&format!("ip -4 address show dev eth0 | grep -q {address}")).map(drop)
+}
+
+/// TunnelVision (CVE-2024-3661), to the whole Internet and to one address.
+fn hostile_routes(stage: &mut Stage) -> Result<()> {
+    let [half, other] = [[0, 0, 0, 0], [128, 0, 0, 0]].map(std::net::Ipv4Addr::from);
+    let one = std::net::Ipv4Addr::new(1, 1, 1, 1);
+    let routes = vec![(half, 1, ROUTER_V4), (other, 1, ROUTER_V4), (one, 32, ROUTER_V4)];
+    let leases = DhcpOptions { routes, ..DhcpOptions::default() };
+    visit(stage, &Network { leases, ..Network::default() }, "ip route | grep -q '1.1.1.1 via'")
+}
+
+fn hostile_resolver(stage: &mut Stage) -> Result<()> {
+    let dns = std::net::Ipv4Addr::new(8, 8, 8, 8);
+    let leases = DhcpOptions { dns, mtu: Some(576), ..DhcpOptions::default() };
+    visit(stage, &Network { leases, ..Network::default() }, "resolvectl dns eth0 | grep -q 8.8.8.8")
+}
+
+fn hostile_router(stage: &mut Stage) -> Result<()> {
+    let router = killswitch::lab::advertisement::RaOptions {
+        routes: vec![("2606:4700:4700::1111".parse().unwrap_or(INTERNET_V6), 128)],
+        dns: Some(INTERNET_V6),
+        ..Network::default().router
+    };
+    let proof = "ip -6 route | grep -q '^2606:4700:4700::1111'";
+    visit(stage, &Network { router, ..Network::default() }, proof)
+}
+
+/// Is in a network until it has believed it, and goes home.
+fn visit(stage: &mut Stage, network: &Network, believed: &str) -> Result<()> {
+    move_to(stage, network)?;
+    stage.machine.wait_for(believed)?;
+    settle(stage)?;
+    move_to(stage, &Network::default())
+}
+
+/// S3: memory stays on, all else is off.
+fn suspend(stage: &mut Stage, meanwhile: fn(&mut Stage) -> Result<()>) -> Result<()> {
+    stage.machine.begin("systemctl suspend")?;
+    stage.machine.wait_for_event("SUSPEND")?;
+    meanwhile(stage)?;
+    sleep(Duration::from_secs(3));
+    stage.machine.press("system_wakeup")?;
+    stage.machine.wait_for_event("WAKEUP")
+}
+
+fn isolate(stage: &mut Stage, target: &str) -> Result<()> {
+    stage.machine.begin(&format!("systemctl isolate {target}"))?;
+    stage.machine.wait_for(&format!("systemctl is-active {target}"))?;
+    sleep(Duration::from_secs(3));
+    stage.machine.begin("systemctl default")?;
+    stage.machine.wait_for("systemctl is-active multi-user.target").map(drop)
+}
+
+fn back_after_reboot(stage: &mut Stage) -> Result<()> {
+    // The shell of before may still answer.
+    sleep(Duration::from_secs(3));
+    stage.machine.forget_shell();
+    stage.machine.wait_for("systemctl is-active multi-user.target").map(drop)
+}
