@@ -18,7 +18,7 @@ ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours \
 	tests/container/dbus
 
-.PHONY: demo test test-long bench check release install deps clean
+.PHONY: demo test test-long test-packages bench check release install deb rpm package-deps deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -49,6 +49,7 @@ release: deps
 	$(STATIC) build --target $(HOST) --release
 	for shell in bash zsh fish; do \
 	$(BUILT) completions $$shell >$(BUILT).$$shell || exit 1; done
+	packaging/crates >$(BUILT).crates
 
 # What packaging/README.md lists; build first with `make release`, not as root.
 install:
@@ -57,11 +58,17 @@ install:
 	install -D -m644 systemd/killswitch-lock.service $(DESTDIR)/usr/lib/systemd/system/killswitch-lock.service
 	install -D -m644 systemd/killswitch.service $(DESTDIR)/usr/lib/systemd/system/killswitch.service
 	install -D -m755 systemd/killswitch-lock-boot $(DESTDIR)/usr/lib/killswitch/lock-boot
+	install -D -m644 packaging/systemd/90-killswitch.preset $(DESTDIR)/usr/lib/systemd/system-preset/90-killswitch.preset
+	install -D -m755 packaging/before-removal $(DESTDIR)/usr/lib/killswitch/before-removal
+	install -d -m755 $(DESTDIR)/etc/killswitch.d
+	test -e $(DESTDIR)/etc/killswitch.toml || \
+	install -D -m600 packaging/killswitch.toml $(DESTDIR)/etc/killswitch.toml
 	install -D -m644 packaging/sysctl.d/50-killswitch.conf $(DESTDIR)/usr/lib/sysctl.d/50-killswitch.conf
 	install -D -m644 packaging/dbus/org.killswitch1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.killswitch1.conf
 	install -D -m644 packaging/polkit/org.killswitch1.policy $(DESTDIR)/usr/share/polkit-1/actions/org.killswitch1.policy
 	for document in README.md SECURITY.md ARCHITECTURE.md CHANGELOG.md docs/dbus.md docs/neighbours.md; do \
 	install -D -m644 $$document $(DESTDIR)/usr/share/doc/killswitch/$$document || exit 1; done
+	install -D -m644 $(BUILT).crates $(DESTDIR)/usr/share/doc/killswitch/crates.txt
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
 	install -D -m644 man/killswitch-dbus.7 $(DESTDIR)/usr/share/man/man7/killswitch-dbus.7
@@ -69,6 +76,18 @@ install:
 	install -D -m644 $(BUILT).bash $(DESTDIR)/usr/share/bash-completion/completions/killswitch
 	install -D -m644 $(BUILT).zsh $(DESTDIR)$(ZSH_COMPLETIONS)/_killswitch
 	install -D -m644 $(BUILT).fish $(DESTDIR)/usr/share/fish/vendor_completions.d/killswitch.fish
+
+# The packages, into target/package. Their time is that of their changelogs' newest entry: the same
+# program gives the same bytes.
+deb: package-deps release
+	packaging/build deb
+
+rpm: package-deps release
+	packaging/build rpm
+
+# What installing, upgrading and removing them does, in containers.
+test-packages: deb rpm
+	@if [ "$$(id -u)" = 0 ]; then tests/package/run; else sudo -n tests/package/run; fi
 
 # Formatting, lints, documentation; changes nothing. (Licences: cargo deny check.)
 check: deps
@@ -78,6 +97,9 @@ check: deps
 
 deps:
 	@packaging/build-deps
+
+package-deps:
+	@packaging/build-deps packages
 
 clean:
 	$(CARGO) clean
