@@ -237,8 +237,9 @@ impl Engine {
         self.troubles.ended(effect);
         match effect {
             Effect::HoldLock if !self.lock.open && !self.pending.holds(&Effect::Unlock) => {
-                if std::mem::take(&mut self.lock.seen_open) {
-                    // They went with the lock.
+                let was_open = std::mem::take(&mut self.lock.seen_open);
+                // The routes went with the lock.
+                if was_open {
                     self.route_again();
                 }
             }
