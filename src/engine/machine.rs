@@ -237,11 +237,19 @@ impl Engine {
         self.troubles.ended(effect);
         match effect {
             Effect::HoldLock if !self.lock.open && !self.pending.holds(&Effect::Unlock) => {
-                self.lock.seen_open = false;
+                let was_open = std::mem::take(&mut self.lock.seen_open);
+                // The routes went with the lock.
+                if was_open {
+                    self.route_again();
+                }
             }
             Effect::EnsureLink => {
                 self.link.confirmed = self.network.tunnel == TunnelLink::Up;
                 self.troubles.link_is_there(|it| self.pending.holds(it), now);
+                // It may be another than before, of which no event told: that one has no routes.
+                if !self.lock.open && self.still_wanted(&Effect::EnsureRoutes) {
+                    self.perform_once(Effect::EnsureRoutes);
+                }
             }
             _ => {}
         }

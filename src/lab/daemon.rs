@@ -187,9 +187,23 @@ impl Daemon {
     /// # Errors
     /// Those of files.
     pub fn log(&self) -> Result<String> {
+        Self::log_of(|_| true)
+    }
+
+    /// As [`Daemon::log`], of the lines without this.
+    ///
+    /// # Errors
+    /// Those of files.
+    pub fn log_without(&self, noise: &str) -> Result<String> {
+        Self::log_of(|line| !line.contains(noise))
+    }
+
+    fn log_of(wanted: impl Fn(&str) -> bool) -> Result<String> {
         const MOST: usize = 4000;
         let file = File::open(Self::LOG).during(Self::LOG)?;
         let text = std::io::read_to_string(file).during(Self::LOG)?;
+        let lines = text.split_inclusive('\n').filter(|line| wanted(line));
+        let text: String = lines.collect();
         let start = text.len().saturating_sub(MOST);
         let start = (start..).find(|&at| text.is_char_boundary(at)).unwrap_or(start);
         Ok(text[start..].to_owned())

@@ -136,10 +136,17 @@ impl Device {
     /// Those of netlink.
     pub fn has_foreign_addresses(&self, link: u32) -> Result<bool, Error> {
         let difference = Links::open()?.compare_addresses(link, &self.addresses)?;
-        // Where IPv6 is disabled, ours cannot be there.
-        let taken = difference.missing.iter().any(|net| net.addr().is_ipv4());
+        let ipv6 = self.has_ipv6();
+        // The kernel takes those of IPv6 whenever the link goes down (addrconf_ifdown).
+        let taken = difference.missing.iter().any(|net| net.addr().is_ipv4() || ipv6);
         let added = difference.foreign.iter().any(|it| !is_link_local(it.address));
         Ok(taken || added)
+    }
+
+    /// Where IPv6 is disabled on the link, no address of ours can be there.
+    fn has_ipv6(&self) -> bool {
+        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.interface);
+        std::fs::read(path).is_ok_and(|value| value.trim_ascii() == b"0")
     }
 
     /// Removes the link, if it is ours, and the program behind it.

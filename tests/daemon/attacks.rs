@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("a_renamed_tunnel_leaves_no_link_behind", renamed),
     ("a_route_past_the_tunnel_is_removed", stray_route),
     ("a_foreign_address_on_the_tunnel_is_removed", foreign_address),
+    ("a_tunnel_that_blinks_is_whole_again", blinking),
     ("connect_to_an_open_machine_says_so", connect_while_open),
     ("unlock_wins_over_an_earlier_reload", unlock_during_reload),
     ("a_crowd_before_a_hung_daemon_hangs_no_command", crowd),
@@ -163,5 +164,17 @@ fn foreign_address() -> Outcome {
     })?;
     stage.wait_for_traffic("a foreign address on the tunnel")?;
     stage.nothing_leaked("a foreign address on the tunnel")?;
+    Ok(())
+}
+
+/// Down and up again before anybody looks: the kernel takes routes, of which it tells nobody, and the
+/// IPv6 address.
+fn blinking() -> Outcome {
+    let stage = Stage::set()?;
+    for _ in 0..20 {
+        stage.lab.client.ip("link set wg0 down\nlink set wg0 up")?;
+        stage.wait_for_traffic("the tunnel's link went down and up")?;
+    }
+    stage.nothing_leaked("the tunnel's link went down and up")?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use killswitch::lab::faults;
+use killswitch::lab::faults::{self, Fault};
 use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 
 use super::stage::Stage;
@@ -18,6 +18,8 @@ pub const SLOW: &[Test] = &[("pairs_of_faults", pairs), ("sequences_of_faults", 
 /// Sequences of [`sequences`] by default, and of what length.
 const SEQUENCES: u64 = 200;
 const LENGTH: usize = 20;
+/// How often [`pairs`] has the one pair that it is told.
+const AGAIN: usize = 100;
 
 fn connects() -> Outcome {
     let stage = Stage::set()?;
@@ -40,7 +42,7 @@ fn connects() -> Outcome {
 fn control() -> Outcome {
     let mut stage = Stage::set()?;
     stage.daemon.crash();
-    faults::Fault::TunnelDeleted.apply(&mut stage.lab)?;
+    Fault::TunnelDeleted.apply(&mut stage.lab)?;
     std::thread::sleep(Duration::from_secs(3));
     assert!(!stage.has_traffic()?, "traffic without a tunnel");
     stage.nothing_leaked("no daemon, no tunnel")?;
@@ -61,7 +63,7 @@ fn each_fault() -> Outcome {
 fn failover() -> Outcome {
     let mut stage = Stage::set()?;
     for (server, next) in [(0, "server2"), (1, "server1")] {
-        let fault = faults::Fault::ServerSilent(server);
+        let fault = Fault::ServerSilent(server);
         fault.apply(&mut stage.lab)?;
         stage.wait_for_traffic(fault.name())?;
         let status = stage.status()?;
@@ -72,12 +74,23 @@ fn failover() -> Outcome {
     Ok(())
 }
 
+/// FAULT_PAIR=FIRST,SECOND has that pair alone, many times, e.g. one that failed.
 fn pairs() -> Outcome {
+    let pairs = match std::env::var("FAULT_PAIR") {
+        Ok(names) => vec![pair(&names).ok_or("FAULT_PAIR wants two faults")?; AGAIN],
+        Err(_) => faults::pairs(),
+    };
     let mut stage = Stage::set()?;
-    for (first, second) in faults::pairs() {
+    for (first, second) in pairs {
         stage.suffer(&[first, second])?;
     }
     Ok(())
+}
+
+fn pair(names: &str) -> Option<(Fault, Fault)> {
+    let find = |name: &str| faults::ALL.into_iter().find(|fault| fault.name() == name);
+    let (first, second) = names.split_once(',')?;
+    Some((find(first)?, find(second)?))
 }
 
 /// FAULT_SEEDS=FROM..TO runs those, e.g. one that failed.

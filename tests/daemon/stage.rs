@@ -16,6 +16,16 @@ const SPELL: Duration = Duration::from_millis(300);
 /// For traffic to come back: machines are noisy, and some faults take a server's time-out.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a packet's way depends on, each with its name before it, and errors with it.
+const LOOK: &str = "exec 2>&1
+for it in 'ip -s -d address' 'ip rule' 'ip -6 rule' \
+    'ip route show table all' 'ip -6 route show table all' \
+    'ip route get 203.0.113.7' 'ip -6 route get 2001:db8::1' 'ip neighbour' \
+    'ls -l /run/wireguard'; do
+    echo \"== $it\"
+    $it
+done";
+
 /// Dropped in this order: those who use the laboratory first.
 pub struct Stage {
     pub daemon: Daemon,
@@ -62,15 +72,14 @@ impl Stage {
             }
             if begin.elapsed() > PATIENCE {
                 let status = self.ask(&["status"])?;
-                let look = "ip address; ip rule; ip route show table 27507; ip -6 route show table \
-                            27507; ip route get 1.1.1.1";
-                let network = self.lab.client.output("sh", &["-c", look])?;
+                let network = self.lab.client.output("sh", &["-c", LOOK])?;
                 return Err(Error::new(format!(
-                    "no traffic within {} s after {after}\n{}{}\nthe daemon said:\n{}",
+                    "no traffic within {} s after {after}\n{}{}\nthe daemon said, besides what was \
+                     blocked:\n{}",
                     PATIENCE.as_secs(),
                     String::from_utf8_lossy(&status.stdout),
                     String::from_utf8_lossy(&network.stdout),
-                    self.daemon.log()?
+                    self.daemon.log_without("INFO blocked")?
                 )));
             }
         }

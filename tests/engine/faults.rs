@@ -45,9 +45,9 @@ impl World {
             1 | 2 => self.network.v4 = Some(uplink(link, address)),
             3 => self.network.v6 = None,
             4 => self.network.v6 = Some(uplink(link, "2001:db8:1::2")),
-            5 => self.network.tunnel = TunnelLink::Absent,
-            6 => self.network.tunnel = TunnelLink::Down,
-            _ => self.network.tunnel = TunnelLink::Foreign,
+            5 => self.lose_link(TunnelLink::Absent),
+            6 => self.lose_link(TunnelLink::Down),
+            _ => self.lose_link(TunnelLink::Foreign),
         }
         let late = self.dice.pick(&[Duration::ZERO, MS, 50 * MS]);
         self.tell(late);

@@ -83,6 +83,9 @@ fn follow(mut world: World) -> World {
         State::Waiting | State::Connecting(_) => false,
     };
     assert!(right, "{:?}", world.engine);
+    if world.is_connected() {
+        assert!(world.routed, "no route into the tunnel: {:?}", world.engine);
+    }
     world
 }
 

@@ -380,6 +380,43 @@ fn a_link_that_vanishes_is_made_anew_at_once() {
     }
 }
 
+/// As when the client's own link takes the tunnel's name and gives it back: the tunnel's link goes
+/// before its coming was told, and the way out changes before its going shows.
+#[test]
+fn a_link_that_is_made_again_unseen_gets_its_routes() {
+    let mut world = World::new(1);
+    world.start();
+    world.run_until(SECOND, |it| it.routed);
+    world.lose_link(TunnelLink::Absent);
+    network(&mut world, |it| it.v4 = Some(uplink(3, "203.0.113.2")));
+    world.run_until(5 * SECOND, World::is_connected);
+    world.run(5 * SECOND);
+    assert!(world.routed && world.rests(), "{:?}", world.engine);
+}
+
+/// Opening the lock takes the tunnel's routes, whatever comes of it, and whichever of the two lanes,
+/// the lock's or the tunnel's, is done first.
+#[test]
+fn a_lock_that_closes_again_has_its_routes_after() {
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Unlock));
+    world.feed(Event::Command(Command::Lock));
+    for effect in [Effect::EnsureRoutes, Effect::Unlock, Effect::HoldLock] {
+        world.feed(Event::Done(effect));
+    }
+    assert!(world.effects.iter().any(|(_, it)| *it == Effect::EnsureRoutes));
+
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Unlock));
+    world.run(SECOND);
+    world.failing = 1;
+    world.feed(Event::Command(Command::Unlock));
+    world.run_until(SECOND, |it| it.queue.contains(&Effect::HoldLock));
+    world.failing = 0;
+    world.run(SECOND);
+    assert!(world.is_connected() && world.routed, "{:?}", world.engine);
+}
+
 #[test]
 fn a_link_that_never_shows_is_asked_for_ever_more_rarely() {
     let mut world = World::connected(1);

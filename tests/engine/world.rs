@@ -65,6 +65,8 @@ pub struct World {
     news_at: Option<Time>,
     pub queue: VecDeque<Effect>,
     peer: Option<SocketAddr>,
+    /// Whether the routes lead into the tunnel's link: they go with it.
+    pub routed: bool,
     handshake: Option<Time>,
     received: u64,
     sent: u64,
@@ -114,6 +116,7 @@ impl World {
             news_at: None,
             queue: VecDeque::new(),
             peer: None,
+            routed: false,
             handshake: None,
             received: 0,
             sent: 0,
@@ -322,11 +325,11 @@ impl World {
                 self.disturbed = std::mem::take(&mut self.disturbed_meanwhile) && !self.open;
             }
             Effect::EnsureLink if !up => {
-                self.network.tunnel = TunnelLink::Up;
+                self.lose_link(TunnelLink::Up);
                 self.tell(self.slowness);
             }
             Effect::RemoveLink if up => {
-                (self.network.tunnel, self.peer) = (TunnelLink::Absent, None);
+                self.lose_link(TunnelLink::Absent);
                 self.tell(self.slowness);
             }
             Effect::SetPeer(candidate) => {
@@ -344,12 +347,22 @@ impl World {
                 }
                 self.packet(self.answers_probes.then_some(SMALL));
             }
-            Effect::ReadTunnel | Effect::EnsureRoutes => return up,
+            Effect::ReadTunnel => return up,
+            Effect::EnsureRoutes => {
+                self.routed |= up;
+                return up;
+            }
+            Effect::Unlock => self.routed = false,
             Effect::WatchTraffic if self.cannot_watch => return false,
             Effect::WatchTraffic => self.watched = up,
             _ => {}
         }
         true
+    }
+
+    /// The tunnel's link goes, or goes down, with what was on it; another may stand there instead.
+    pub fn lose_link(&mut self, then: TunnelLink) {
+        (self.network.tunnel, self.peer, self.routed) = (then, None, false);
     }
 
     fn reading(&self) -> Reading {

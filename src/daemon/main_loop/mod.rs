@@ -80,6 +80,8 @@ struct Daemon {
     /// What these sockets change is our own doing.
     own_ports: Vec<(Family, u32)>,
     observer: Observer,
+    /// Links changed, and the tunnel's routes were not set since: see [`Daemon::look_at_tunnel`].
+    routes_doubted: bool,
     sleep: Option<Sleep>,
     /// `None`: nobody is told what is blocked.
     blocked: Option<BlockedWatch>,
@@ -207,6 +209,7 @@ impl Daemon {
             watch,
             own_ports,
             observer,
+            routes_doubted: false,
             sleep,
             blocked,
             alarm: None,

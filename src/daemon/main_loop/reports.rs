@@ -42,6 +42,7 @@ impl Daemon {
                 if asked {
                     self.decide(Event::Done(effect));
                 }
+                self.set_doubted_routes();
             }
             Report::Failed(effect, why) => {
                 let asked = self.ended(Lane::of(&effect));
@@ -49,6 +50,7 @@ impl Daemon {
                 if asked {
                     self.decide(Event::Failed(effect, why));
                 }
+                self.set_doubted_routes();
             }
         }
     }

@@ -46,6 +46,7 @@ impl Daemon {
                     self.decide(Event::LinkAppeared);
                 }
                 self.decide(Event::Network(observed.network));
+                self.set_doubted_routes();
                 if matches!(self.engine.state(), State::Connected(_)) {
                     self.lanes.look_at_resolvers();
                 }
@@ -63,19 +64,24 @@ impl Daemon {
     }
 
     /// Addresses that others put on the tunnel's link, or took, are no matter of the engine's: making
-    /// the link what it shall be disturbs no session. With an address the kernel takes IPv4 routes of
-    /// the link, and tells nobody (`fib_flush`).
+    /// the link what it shall be disturbs no session. With an address, or when a link goes down, the
+    /// kernel takes IPv4 routes of the link, and tells nobody (`fib_flush`).
     fn look_at_tunnel(&mut self, link: TunnelLink, index: Option<u32>) {
         let (TunnelLink::Up, Some(index), Some(device)) = (link, index, &self.device) else {
             return;
         };
-        let foreign = device.has_foreign_addresses(index).unwrap_or(false);
-        if foreign {
+        self.routes_doubted = true;
+        if device.has_foreign_addresses(index).unwrap_or(false) {
             tracing::warn!("somebody changed the addresses of the tunnel's link: mending");
             self.perform_besides(Effect::EnsureLink);
         }
+    }
+
+    /// Once for many changes: when the lane has nothing else to do.
+    pub(super) fn set_doubted_routes(&mut self) {
         let idle = !self.under_way.iter().any(|it| it.lane == Lane::Tunnel);
-        if foreign || (idle && matches!(self.engine.state(), State::Connected(_))) {
+        if self.routes_doubted && idle && matches!(self.engine.state(), State::Connected(_)) {
+            self.routes_doubted = false;
             self.perform_besides(Effect::EnsureRoutes);
         }
     }
