@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use killswitch::lab::Result;
 use killswitch::lab::addresses::*;
 use killswitch::lab::dhcp::DhcpOptions;
 use killswitch::lab::harness::{Failed, Outcome};
+use killswitch::lab::{Error, Result};
 
 use super::record::{self, Seen};
 use super::stage::{Network, Stage, Suite};
@@ -35,6 +35,12 @@ impl Event {
 const PACKET_SOCKETS: &[(Suite, &str)] =
     &[("bookworm", "192.0.2.1 -> 1.1.1.1:4000"), ("bookworm", "ethertype 0x88b5")];
 
+/// The routing guard alone: without nf_tables nothing judges packet sockets, multicast, and what a
+/// bound socket sends to a neighbour.
+const NO_NF_TABLES: &[(Suite, &str)] = &[];
+
+const UNPACK: &str = "mkdir -p /run/payload && tar xf /dev/vdb -C /run/payload";
+
 pub const EVENTS: &[Event] = &[
     Event::new("cable_out_and_in", cable_out_and_in),
     Event::new("network_left_and_back", |stage| {
@@ -48,7 +54,12 @@ pub const EVENTS: &[Event] = &[
     Event::new("router_advertises_hostile_routes", hostile_router),
     Event::new("suspend_and_resume", |stage| suspend(stage, |_| Ok(()))),
     Event::new("suspend_and_resume_elsewhere", |stage| {
-        suspend(stage, |stage| stage.plug_into(&Network::elsewhere()))?;
+        suspend(stage, |stage| {
+            stage.machine.cable(false)?;
+            stage.plug_into(&Network::elsewhere())
+        })?;
+        sleep(Duration::from_secs(1));
+        stage.machine.cable(true)?;
         settle(stage)?;
         move_to(stage, &Network::default())
     }),
@@ -132,6 +143,92 @@ pub const EVENTS: &[Event] = &[
         stage.machine.begin("systemctl reboot")?;
         back_after_reboot(stage)
     }),
+    Event::new("boot_with_a_broken_configuration", |stage| {
+        boot_with(
+            stage,
+            &Trouble {
+                prepare: "cp -p /etc/killswitch.toml /root/; echo 'nonsense = [' >>/etc/killswitch.toml",
+                // Where the administrator looks, and what says what is wrong and where.
+                look: "systemctl is-failed killswitch-lock
+                       systemctl status --no-pager --full killswitch-lock | grep killswitch.toml:
+                       killswitch status 2>&1 | grep killswitch.toml:
+                       ! killswitch status",
+                repair: "cp -p /root/killswitch.toml /etc/; systemctl restart killswitch",
+            },
+        )
+    }),
+    Event::new("boot_without_the_program", |stage| {
+        boot_with(
+            stage,
+            &Trouble {
+                prepare: "mv /usr/bin/killswitch /root/",
+                look: "systemctl is-failed killswitch-lock; nft list table inet killswitch | grep drop",
+                // systemd goes on trying.
+                repair: "mv /root/killswitch /usr/bin/",
+            },
+        )
+    }),
+    Event::new("boot_with_a_program_that_cannot_be_run", |stage| {
+        boot_with(
+            stage,
+            &Trouble {
+                prepare: "chmod -x /usr/bin/killswitch",
+                look: "systemctl is-failed killswitch-lock; nft list table inet killswitch | grep drop",
+                repair: "chmod +x /usr/bin/killswitch",
+            },
+        )
+    }),
+    Event {
+        excused: NO_NF_TABLES,
+        ..Event::new("boot_without_nf_tables", |stage| {
+            boot_with(
+                stage,
+                &Trouble {
+                    prepare: "echo 'install nf_tables /bin/false' >/etc/modprobe.d/none.conf",
+                    look: "systemctl is-failed killswitch-lock; ! nft list tables; ! killswitch status",
+                    repair: "rm /etc/modprobe.d/none.conf; systemctl restart killswitch",
+                },
+            )
+        })
+    },
+    Event::new("boot_with_a_full_disk", |stage| {
+        boot_with(
+            stage,
+            &Trouble {
+                prepare: "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null; sync",
+                look: "killswitch status",
+                repair: "rm /var/full",
+            },
+        )
+    }),
+    Event::new("package_upgraded", |stage| {
+        script(stage, &format!("{UNPACK}; dpkg --install /run/payload/killswitch.deb"))
+    }),
+    Event::new("package_upgrade_killed", |stage| {
+        script(
+            stage,
+            &format!(
+                "{UNPACK}
+                 for delay in 0.3 1 2; do
+                     setsid dpkg --install /run/payload/killswitch.deb & sleep $delay
+                     kill -9 -$!
+                     sleep 1
+                 done
+                 dpkg --configure --pending
+                 dpkg --install /run/payload/killswitch.deb"
+            ),
+        )
+    }),
+    Event::new("package_removal_refused", |stage| {
+        let guarded = stage.guarded()?;
+        let answer = stage.machine.ask("apt-get --yes remove killswitch")?;
+        match guarded && answer.status == 0 {
+            true => {
+                Err(Error::new(format!("a locked machine let the package go: {}", answer.text)))
+            }
+            false => Ok(()),
+        }
+    }),
     Event::new("kexec", |stage| {
         script(
             stage,
@@ -167,13 +264,19 @@ pub fn befall(event: &Event, suite: Suite) -> Outcome {
     Ok(())
 }
 
+static MACHINES: Mutex<BTreeMap<(Suite, bool), Stage>> = Mutex::new(BTreeMap::new());
+
+/// Cuts the power of those that [`befall`] has left running.
+pub fn switch_off() {
+    MACHINES.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
 /// One machine for many events: booting takes longer than most of them. A failed one is not reused.
 fn with_machine<T>(
     suite: Suite,
     guarded: bool,
     work: impl FnOnce(&mut Stage) -> std::result::Result<T, Failed>,
 ) -> std::result::Result<T, Failed> {
-    static MACHINES: Mutex<BTreeMap<(Suite, bool), Stage>> = Mutex::new(BTreeMap::new());
     let mut machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
     // Only this release's: memory is finite.
     machines.retain(|(one, _), _| *one == suite);
@@ -267,6 +370,29 @@ fn isolate(stage: &mut Stage, target: &str) -> Result<()> {
     sleep(Duration::from_secs(3));
     stage.machine.begin("systemctl default")?;
     stage.machine.wait_for("systemctl is-active multi-user.target").map(drop)
+}
+
+/// Boots with something broken, and repairs it.
+struct Trouble {
+    prepare: &'static str,
+    /// What the administrator finds at the console, line for line; with the kill switch only.
+    look: &'static str,
+    repair: &'static str,
+}
+
+fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
+    let guarded = stage.guarded()?;
+    script(stage, trouble.prepare)?;
+    stage.machine.begin("systemctl reboot")?;
+    back_after_reboot(stage)?;
+    if guarded {
+        for line in trouble.look.lines() {
+            stage.machine.wait_for(line.trim())?;
+        }
+    }
+    sleep(Duration::from_secs(2));
+    // What is masked cannot be started.
+    script(stage, &format!("{{ {}; }} || :", trouble.repair))
 }
 
 fn back_after_reboot(stage: &mut Stage) -> Result<()> {

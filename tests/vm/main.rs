@@ -19,7 +19,8 @@ mod stage;
 /// bookworm 6.1, trixie 6.12, and the newest that Debian has.
 const SUITES: [stage::Suite; 3] = ["bookworm", "trixie", "sid"];
 
-type Scenario = (&'static str, fn(stage::Suite) -> Outcome);
+/// A name, and what to do on a release under that name.
+type Scenario = (&'static str, fn(stage::Suite, &str) -> Outcome);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -37,12 +38,14 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for suite in suites {
         for event in events::EVENTS {
-            let name = format!("{suite}::{}", event.name);
-            trials.push(Trial::test(name, move || events::befall(event, suite)));
+            let title = format!("{suite}::{}", event.name);
+            trials.push(Trial::test(title, move || events::befall(event, suite)));
         }
         for &(name, scenario) in boots::SCENARIOS {
-            trials.push(Trial::test(format!("{suite}::{name}"), move || scenario(suite)));
+            trials.push(Trial::test(format!("{suite}::{name}"), move || scenario(suite, name)));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    events::switch_off();
+    conclusion.exit_code()
 }

@@ -160,8 +160,20 @@ impl Stage {
     /// # Errors
     /// Why not.
     pub fn boot(suite: Suite, plan: &Plan) -> Result<Self> {
+        Self::boot_with(suite, plan, |_| Ok(()))
+    }
+
+    /// As [`Stage::boot`], in a laboratory that is prepared before power-on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn boot_with(
+        suite: Suite,
+        plan: &Plan,
+        prepare: impl FnOnce(&Lab) -> Result<()>,
+    ) -> Result<Self> {
         let disk = installed(suite)?;
-        Self::start(suite, &disk, plan, false)
+        Self::start(suite, &disk, plan, false, prepare)
     }
 
     /// A machine that has booted with networkd; guarded ones are connected. The same at every call.
@@ -170,7 +182,8 @@ impl Stage {
     /// Why not.
     pub fn ready(suite: Suite, guarded: bool) -> Result<Self> {
         let saved = saved(suite, guarded)?;
-        let mut stage = Self::start(suite, &saved, &Plan::guarded(Manager::Networkd), true)?;
+        let mut stage =
+            Self::start(suite, &saved, &Plan::guarded(Manager::Networkd), true, |_| Ok(()))?;
         if guarded {
             // The servers have forgotten the session.
             stage.wait_until_connected()?;
@@ -178,7 +191,13 @@ impl Stage {
         Ok(stage)
     }
 
-    fn start(suite: Suite, disk: &Path, plan: &Plan, resume: bool) -> Result<Self> {
+    fn start(
+        suite: Suite,
+        disk: &Path,
+        plan: &Plan,
+        resume: bool,
+        prepare: impl FnOnce(&Lab) -> Result<()>,
+    ) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = work().join(format!("{suite}-{number}"));
@@ -192,6 +211,7 @@ impl Stage {
         lab.servers[1].keys = second.clone();
         lab.start_server(0)?;
         lab.start_server(1)?;
+        prepare(&lab)?;
         plug_in(&lab)?;
         let payload = work().join(format!("{suite}.tar"));
         let start = Start {
@@ -247,6 +267,15 @@ impl Stage {
     /// Those of the capture.
     pub fn sent(&mut self) -> Result<Report> {
         self.machine.sent(&Expectation::of(&self.lab))
+    }
+
+    /// Shuts it down, in order.
+    ///
+    /// # Errors
+    /// If it stays on.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.machine.begin("systemctl poweroff")?;
+        self.machine.wait_for_power_off()
     }
 
     /// Whether the kill switch is on in it.
@@ -318,11 +347,10 @@ fn installed(suite: Suite) -> Result<PathBuf> {
         make_overlay(&image(suite).join("disk.raw"), &plain)?;
         // Nothing is to be sent, and nobody to be asked.
         let plan = Plan::guarded(Manager::Networkd).with("systemd.mask=senders.service");
-        let mut stage = Stage::start(suite, &plain, &plan, false)?;
+        let mut stage = Stage::start(suite, &plain, &plan, false, |_| Ok(()))?;
         stage.machine.wait_for(BOOTED)?;
         stage.machine.run(payload::INSTALL)?;
-        stage.machine.begin("systemctl poweroff")?;
-        stage.machine.wait_for_power_off()?;
+        stage.power_off()?;
         std::fs::rename(stage.files.disk(), disk).during(disk.display())
     })
 }
@@ -332,7 +360,7 @@ fn saved(suite: Suite, guarded: bool) -> Result<PathBuf> {
     let from = installed(suite)?;
     once(suite, name, |disk| {
         let plan = Plan { guarded, ..Plan::guarded(Manager::Networkd) };
-        let mut stage = Stage::start(suite, &from, &plan, false)?;
+        let mut stage = Stage::start(suite, &from, &plan, false, |_| Ok(()))?;
         if guarded {
             stage.wait_until_connected()?;
         } else {
