@@ -18,7 +18,7 @@ ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours \
 	tests/container/dbus
 
-.PHONY: demo test test-long test-packages test-vm bench check release install deb rpm package-deps deps clean
+.PHONY: demo test test-long test-packages test-vm test-vm-long vm-images bench check release install deb rpm package-deps deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -42,14 +42,18 @@ test-long: deps
 	$(CARGO) test $(LAB) --test threats_a -- --ignored && \
 	$(CARGO) test $(LAB) --test daemon -- --ignored pairs && wait $$first && wait $$second
 
-# From power-on to power-off, on emulated Debian machines with the package that `make deb` builds.
-# All releases, or VM_SUITES="trixie"; one scenario: VM="trixie::reboot".
+# From power-on to power-off, on emulated Debian machines with the package that `make deb` builds:
+# what is seen at every change, or all (an hour). VM_SUITES="trixie": one release;
+# VM="trixie::reboot": one scenario.
 VM_SUITES ?= bookworm trixie sid
-test-vm: deps deb
+test-vm test-vm-long: deps deb vm-images
+	VM_SUITES="$(VM_SUITES)" $(CARGO) test $(LAB) --test vm -- --nocapture $(VM) \
+	$(if $(findstring long,$@),--include-ignored)
+
+vm-images:
 	packaging/build-deps vm
 	@if [ "$$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi; \
 	$$as_root tests/vm/image $(VM_SUITES)
-	VM_SUITES="$(VM_SUITES)" $(CARGO) test $(LAB) --test vm -- --nocapture $(VM)
 
 bench: deps
 	$(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon

@@ -30,6 +30,18 @@ impl Event {
     }
 }
 
+/// Seen at every change of the code; the others when all are asked for.
+pub const ALWAYS: [&str; 8] = [
+    "cable_out_and_in",
+    "suspend_and_resume",
+    "server_dies",
+    "daemon_killed",
+    "unit_stopped_and_started",
+    "ruleset_flushed",
+    "ruleset_flushed_while_no_daemon_runs",
+    "reboot",
+];
+
 /// 6.1 lets no table outlive its owner, so anybody may flush it; the routing guard then holds alone,
 /// and it does not see packet sockets (SECURITY.md, limits; threats 21 to 24).
 const PACKET_SOCKETS: &[(Suite, &str)] =

@@ -74,6 +74,11 @@ impl Plan {
     }
 }
 
+/// The positive control: the same machine without the lock, also after a reboot.
+const LAY_OPEN: &str = "killswitch unlock --yes
+    systemctl mask --now killswitch killswitch-lock
+    ip link delete wg0 || :";
+
 /// Nothing is still to be started. Not `is-system-running --wait`: an old one waits for ever.
 const BOOTED: &str =
     "systemctl is-active multi-user.target && ! systemctl list-jobs | grep -q start";
@@ -181,14 +186,22 @@ impl Stage {
     /// # Errors
     /// Why not.
     pub fn ready(suite: Suite, guarded: bool) -> Result<Self> {
-        let saved = saved(suite, guarded)?;
-        let mut stage =
-            Self::start(suite, &saved, &Plan::guarded(Manager::Networkd), true, |_| Ok(()))?;
+        let mut stage = Self::resume(suite, &saved(suite, guarded)?)?;
         if guarded {
             // The servers have forgotten the session.
             stage.wait_until_connected()?;
         }
         Ok(stage)
+    }
+
+    fn resume(suite: Suite, disk: &Path) -> Result<Self> {
+        Self::start(suite, disk, &Plan::guarded(Manager::Networkd), true, |_| Ok(()))
+    }
+
+    /// Keeps its state in `disk`, and ends it.
+    fn save(mut self, disk: &Path) -> Result<()> {
+        self.machine.save()?;
+        std::fs::rename(self.files.disk(), disk).during(disk.display())
     }
 
     fn start(
@@ -355,20 +368,28 @@ fn installed(suite: Suite) -> Result<PathBuf> {
     })
 }
 
+/// Booted, connected, and silent from power-on to there; or the same machine laid open.
 fn saved(suite: Suite, guarded: bool) -> Result<PathBuf> {
-    let name = if guarded { "guarded" } else { "open" };
-    let from = installed(suite)?;
-    once(suite, name, |disk| {
-        let plan = Plan { guarded, ..Plan::guarded(Manager::Networkd) };
-        let mut stage = Stage::start(suite, &from, &plan, false, |_| Ok(()))?;
-        if guarded {
-            stage.wait_until_connected()?;
-        } else {
+    if !guarded {
+        let from = saved(suite, true)?;
+        return once(suite, "open", |disk| {
+            let mut stage = Stage::resume(suite, &from)?;
+            stage.machine.run(LAY_OPEN)?;
             stage.machine.wait_for(&format!("ping -c1 -W2 -q {INTERNET_V4}"))?;
-        }
+            stage.save(disk)
+        });
+    }
+    let from = installed(suite)?;
+    once(suite, "guarded", |disk| {
+        let plan = Plan::guarded(Manager::Networkd);
+        let mut stage = Stage::start(suite, &from, &plan, false, |_| Ok(()))?;
+        stage.wait_until_connected()?;
         stage.machine.wait_for(BOOTED)?;
-        stage.machine.save()?;
-        std::fs::rename(stage.files.disk(), disk).during(disk.display())
+        let report = stage.sent()?;
+        if report.leaked_total() > 0 {
+            return Err(Error::new(format!("leaked at boot: {}", report.summary(8))));
+        }
+        stage.save(disk)
     })
 }
 
