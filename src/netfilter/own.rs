@@ -46,7 +46,7 @@ pub fn own(socket: &Socket, table: &Table) -> Result<Ownership, Error> {
         match batch.commit(socket, Some(generation)) {
             Ok(()) => return Ok(Ownership::Taken),
             Err(Refusal::Raced) => {}
-            Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {
+            Err(Refusal::Failed(failures)) if failures.iter().any(is_unsupported) => {
                 return Ok(Ownership::Unsupported);
             }
             Err(refusal) => return Err(refusal.into()),

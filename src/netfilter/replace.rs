@@ -142,7 +142,7 @@ fn replace(
         return fill(table, Some(live), None).commit(socket, Some(generation));
     }
     match fill(table, None, Some(OWNER | PERSIST)).commit(socket, Some(generation)) {
-        Err(Refusal::Failed(failures)) if failures.iter().all(is_unsupported) => {}
+        Err(Refusal::Failed(failures)) if failures.iter().any(is_unsupported) => {}
         other => return other,
     }
     fill(table, None, Some(0)).commit(socket, Some(generation))
@@ -158,6 +158,7 @@ fn wake(socket: &Socket, family: Family, live: &LiveTable, generation: u32) -> R
     batch.commit(socket, Some(generation))
 }
 
+/// Of one failure among others: 6.1 refuses the table, and so whatever is put into it.
 pub(super) fn is_unsupported((what, failure): &(String, crate::netlink::Failure)) -> bool {
     let unsupported = [nix::errno::Errno::EOPNOTSUPP as i32, nix::errno::Errno::EINVAL as i32];
     what.starts_with("table ") && unsupported.contains(&failure.errno)
