@@ -269,9 +269,13 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
             Ok(0)
         }
         // Without nf_tables the strictest tables cannot be had either, and the routing guard is on.
-        Err(error @ lock::Error::RoutingOnly { .. }) => Err(error.into()),
+        Err(error @ lock::Error::RoutingOnly { netfilter: netfilter::Error::Missing(_), .. }) => {
+            Err(error.into())
+        }
         Err(error) => {
-            let Outcome { changed, degraded, .. } = lock::lock(&Policy::strictest())?;
+            let Ok(Outcome { changed, degraded, .. }) = lock::lock(&Policy::strictest()) else {
+                return Err(error.into());
+            };
             Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves"))
                 .with(&Report { locked: true, changed, degraded: &degraded }))
         }

@@ -57,7 +57,7 @@ pub enum Error {
     /// The routing guard.
     #[error("routing guard: {0}")]
     Routing(#[from] routing::Error),
-    /// nf_tables is missing; whether the routing guard holds alone is said.
+    /// There is no table, and none can be had; whether the routing guard holds alone is said.
     #[error("{netfilter}; {routing}")]
     RoutingOnly {
         /// Why there is no table.
@@ -82,10 +82,20 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
             lock_tables(&netfilter, route.as_ref(), policy, &mut put)
         },
     );
-    // Without nf_tables the routing guard is all there is.
     match tables {
-        Err(error) if !matches!(error, netfilter::Error::Missing(_)) => Err(error.into()),
+        Err(error) if !leaves_nothing(&error) => Err(error.into()),
         tables => with_routing(tables, policy, routing::apply),
+    }
+}
+
+/// Without nf_tables, or where it refuses our table and none is there, the routing guard is all that
+/// can be had.
+fn leaves_nothing(error: &netfilter::Error) -> bool {
+    match error {
+        netfilter::Error::Missing(_) => true,
+        netfilter::Error::Refused(_) => Socket::open(NetlinkFamily::Netfilter)
+            .is_ok_and(|socket| netfilter::exists(&socket, Family::Inet).is_ok_and(|it| !it)),
+        _ => false,
     }
 }
 
@@ -107,7 +117,7 @@ fn with_routing(
             }
             Ok(outcome)
         }
-        Err(netfilter @ netfilter::Error::Missing(_)) => {
+        Err(netfilter) if leaves_nothing(&netfilter) => {
             let routing = match routing {
                 Ok(_) if !policy.routing_guard => {
                     "and an external tunnel has no routing guard: NOTHING holds".to_owned()

@@ -70,7 +70,8 @@ pub fn apply_guard_by(
             };
             return Ok(found.after(applied));
         }
-        Err(error @ Error::Refused(_)) => error,
+        // Somebody's table may be the very one that goes link by link.
+        Err(error @ (Error::Refused(_) | Error::Owned { .. })) => error,
         Err(error) => return Err(error),
     };
     for _ in 0..TRIES {

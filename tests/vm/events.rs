@@ -283,6 +283,14 @@ pub fn switch_off() {
     MACHINES.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
+/// Prints what a script prints in the machine with the kill switch.
+pub fn try_out(suite: Suite, script: &str) -> Outcome {
+    with_machine(suite, true, |stage| {
+        println!("{}", stage.machine.ask(script)?.text);
+        Ok(())
+    })
+}
+
 /// One machine for many events: booting takes longer than most of them. A failed one is not reused.
 fn with_machine<T>(
     suite: Suite,

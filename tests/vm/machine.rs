@@ -13,7 +13,7 @@ use killswitch::lab::{Context, Error, Expectation, Host, Report, Result};
 use serde_json::{Value, json};
 
 /// For anything that a machine does: it is emulated, and the one that emulates it is busy.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The machine's hardware address.
 const ADDRESS: &str = "02:00:00:00:00:50";
 /// The state that [`Machine::save`] keeps in the disk.

@@ -2,7 +2,8 @@
 //! sends is captured outside of it, and judged.
 //!
 //! `make test-vm` has what is seen at every change of the code, `make test-vm-long` all.
-//! VM_SUITES="trixie": one release only. Images: tests/vm/image.
+//! VM_SUITES="trixie": one release only. VM_SCRIPT="journalctl" and the scenario "script": to try
+//! something out in a machine that is connected. Images: tests/vm/image.
 
 use std::process::ExitCode;
 
@@ -42,6 +43,11 @@ fn main() -> ExitCode {
             let title = format!("{suite}::{}", event.name);
             let trial = Trial::test(title, move || events::befall(event, suite));
             trials.push(trial.with_ignored_flag(!events::ALWAYS.contains(&event.name)));
+        }
+        if let Ok(script) = std::env::var("VM_SCRIPT") {
+            trials.push(Trial::test(format!("{suite}::script"), move || {
+                events::try_out(suite, &script)
+            }));
         }
         for &(name, scenario) in boots::SCENARIOS {
             let trial = Trial::test(format!("{suite}::{name}"), move || scenario(suite, name));
