@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 mod interface;
+mod machines;
 mod manual;
 
 fn root() -> &'static Path {

@@ -74,8 +74,7 @@ fn twice(suite: Suite, name: &str) -> Outcome {
     let mut stage = Stage::boot(suite, &plan)?;
     stage.wait_until_connected()?;
     // Power lost, without a farewell.
-    stage.machine.press("system_reset")?;
-    stage.machine.forget_shell();
+    stage.machine.reboot_by(|machine| machine.press("system_reset"))?;
     let back = stage.wait_until_connected()?;
     stage.power_off()?;
     stage.nothing_leaked("two boots")?;

@@ -43,13 +43,14 @@ pub const ALWAYS: [&str; 8] = [
 ];
 
 /// 6.1 lets no table outlive its owner, so anybody may flush it; the routing guard then holds alone,
-/// and it does not see packet sockets (SECURITY.md, limits; threats 21 to 24).
-const PACKET_SOCKETS: &[(Suite, &str)] =
-    &[("bookworm", "192.0.2.1 -> 1.1.1.1:4000"), ("bookworm", "ethertype 0x88b5")];
-
-/// The routing guard alone: without nf_tables nothing judges packet sockets, multicast, and what a
-/// bound socket sends to a neighbour.
-const NO_NF_TABLES: &[(Suite, &str)] = &[];
+/// and it sees neither packet sockets nor multicast (SECURITY.md, limits; threats 21 to 24).
+const GUARD_ALONE: &[(Suite, &str)] = &[
+    ("bookworm", "192.0.2.1 -> 1.1.1.1:4000"),
+    ("bookworm", "ethertype 0x88b5"),
+    ("bookworm", "-> 224.0.0."),
+    ("bookworm", "-> [ff02::fb]:5353"),
+    ("bookworm", "-> ff02::"),
+];
 
 const UNPACK: &str = "mkdir -p /run/payload && tar xf /dev/vdb -C /run/payload";
 
@@ -107,24 +108,24 @@ pub const EVENTS: &[Event] = &[
     }),
     Event::new("unit_restarted", |stage| script(stage, "systemctl restart killswitch; :")),
     Event {
-        excused: PACKET_SOCKETS,
+        excused: GUARD_ALONE,
         ..Event::new("ruleset_flushed", |stage| script(stage, "nft flush ruleset"))
     },
     Event {
-        excused: PACKET_SOCKETS,
+        excused: GUARD_ALONE,
         ..Event::new("ruleset_flushed_while_no_daemon_runs", |stage| {
             let flush = "systemctl stop killswitch; sleep 1; nft flush ruleset; sleep 3";
             script(stage, &format!("{flush}; systemctl start killswitch; :"))
         })
     },
     Event {
-        excused: PACKET_SOCKETS,
+        excused: GUARD_ALONE,
         ..Event::new("nftables_service_started_and_stopped", |stage| {
             script(stage, "systemctl start nftables; sleep 1; systemctl stop nftables")
         })
     },
     Event {
-        excused: PACKET_SOCKETS,
+        excused: GUARD_ALONE,
         ..Event::new("firewalld_started_reloaded_stopped", |stage| {
             script(
                 stage,
@@ -147,13 +148,11 @@ pub const EVENTS: &[Event] = &[
     Event {
         not_on: &[("bookworm", "systemd 252 has no soft-reboot")],
         ..Event::new("soft_reboot", |stage| {
-            stage.machine.begin("systemctl soft-reboot")?;
-            back_after_reboot(stage)
+            stage.machine.reboot_by(|machine| machine.begin("systemctl soft-reboot"))
         })
     },
     Event::new("reboot", |stage| {
-        stage.machine.begin("systemctl reboot")?;
-        back_after_reboot(stage)
+        stage.machine.reboot_by(|machine| machine.begin("systemctl reboot"))
     }),
     Event::new("boot_with_a_broken_configuration", |stage| {
         boot_with(
@@ -190,19 +189,6 @@ pub const EVENTS: &[Event] = &[
             },
         )
     }),
-    Event {
-        excused: NO_NF_TABLES,
-        ..Event::new("boot_without_nf_tables", |stage| {
-            boot_with(
-                stage,
-                &Trouble {
-                    prepare: "echo 'install nf_tables /bin/false' >/etc/modprobe.d/none.conf",
-                    look: "systemctl is-failed killswitch-lock; ! nft list tables; ! killswitch status",
-                    repair: "rm /etc/modprobe.d/none.conf; systemctl restart killswitch",
-                },
-            )
-        })
-    },
     Event::new("boot_with_a_full_disk", |stage| {
         boot_with(
             stage,
@@ -247,8 +233,7 @@ pub const EVENTS: &[Event] = &[
             "kexec --load /boot/vmlinuz-$(uname -r) --initrd=/boot/initrd.img-$(uname -r) \
              --reuse-cmdline",
         )?;
-        stage.machine.begin("systemctl kexec")?;
-        back_after_reboot(stage)
+        stage.machine.reboot_by(|machine| machine.begin("systemctl kexec"))
     }),
 ];
 
@@ -403,8 +388,7 @@ struct Trouble {
 fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
     let guarded = stage.guarded()?;
     script(stage, trouble.prepare)?;
-    stage.machine.begin("systemctl reboot")?;
-    back_after_reboot(stage)?;
+    stage.machine.reboot_by(|machine| machine.begin("systemctl reboot"))?;
     if guarded {
         for line in trouble.look.lines() {
             stage.machine.wait_for(line.trim())?;
@@ -413,11 +397,4 @@ fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
     sleep(Duration::from_secs(2));
     // What is masked cannot be started.
     script(stage, &format!("{{ {}; }} || :", trouble.repair))
-}
-
-fn back_after_reboot(stage: &mut Stage) -> Result<()> {
-    // The shell of before may still answer.
-    sleep(Duration::from_secs(3));
-    stage.machine.forget_shell();
-    stage.machine.wait_for("systemctl is-active multi-user.target").map(drop)
 }

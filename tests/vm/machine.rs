@@ -43,6 +43,8 @@ pub struct Machine {
     console: PathBuf,
     monitor: Monitor,
     shell: Option<UnixStream>,
+    /// Its shell has yet to start, and will say so.
+    booting: bool,
     judged: usize,
 }
 
@@ -77,6 +79,7 @@ impl Machine {
             directory: directory.into(),
             monitor,
             shell: None,
+            booting: !start.resume,
             judged: 0,
         })
     }
@@ -86,7 +89,7 @@ impl Machine {
     /// # Errors
     /// If the machine does not answer.
     pub fn ask(&mut self, script: &str) -> Result<Answer> {
-        let answered = self.try_ask(script);
+        let answered = self.try_ask(script, PATIENCE);
         answered.map_err(|error| Error::new(format!("{error}\n{}", self.last_words())))
     }
 
@@ -130,6 +133,31 @@ impl Machine {
     /// If it does not answer.
     pub fn begin(&mut self, script: &str) -> Result<()> {
         self.run(&format!("setsid sh -c {} >/dev/null 2>&1 &", quoted(script))).map(drop)
+    }
+
+    /// Begins what ends in another boot, and waits until that has come up.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn reboot_by(&mut self, begin: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        /// When the boot's first process began: /run, the journal, the boot's id may survive.
+        const BOOT: &str = "systemctl show --value --property=UserspaceTimestamp";
+        /// The old shell goes without a word.
+        const SHORT: Duration = Duration::from_secs(10);
+        let before = self.run(BOOT)?;
+        begin(self)?;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE * 2 {
+            std::thread::sleep(Duration::from_secs(1));
+            self.shell = None;
+            match self.try_ask(BOOT, SHORT) {
+                Ok(now) if now.status == 0 && now.text != before => {
+                    return self.wait_for("systemctl is-active multi-user.target").map(drop);
+                }
+                _ => {}
+            }
+        }
+        Err(Error::new(format!("it does not boot again\n{}", self.last_words())))
     }
 
     /// Waits until it has switched itself off.
@@ -207,10 +235,10 @@ impl Machine {
         format!("the console:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
     }
 
-    fn try_ask(&mut self, script: &str) -> Result<Answer> {
+    fn try_ask(&mut self, script: &str, patience: Duration) -> Result<Answer> {
         // A terminal's line has at most 4096 bytes.
         const LINE: usize = 3000;
-        let shell = self.shell()?;
+        let shell = self.shell(patience)?;
         let script = Base64::encode_string(script.as_bytes());
         let mut lines = String::from(": >/run/vm-script\n");
         for piece in script.as_bytes().chunks(LINE) {
@@ -222,7 +250,7 @@ impl Machine {
              printf '\\001%d ' $?; base64 -w0 /run/vm-answer; printf '\\002'\n",
         );
         shell.write_all(lines.as_bytes()).during("the machine's console")?;
-        let answer = read_answer(shell)?;
+        let answer = read_answer(shell, patience)?;
         let (status, text) = answer.split_once(' ').unwrap_or((answer.as_str(), ""));
         let text =
             Base64::decode_vec(text).map_err(|error| Error::new(format!("{answer}: {error}")))?;
@@ -233,15 +261,21 @@ impl Machine {
     }
 
     /// systemd's debug shell. It is there early and stays to the end, whatever target is reached.
-    fn shell(&mut self) -> Result<&mut UnixStream> {
+    fn shell(&mut self, patience: Duration) -> Result<&mut UnixStream> {
         if self.shell.is_none() {
             let mut shell =
                 UnixStream::connect(self.directory.join("shell")).during("the console")?;
             shell.set_read_timeout(Some(Duration::from_secs(1))).during("the console")?;
             let begin = Instant::now();
+            // A port that nobody has opened yet may stay deaf if it is spoken to.
+            while std::mem::take(&mut self.booting) {
+                self.booting = shell.read(&mut [0]).is_err() && begin.elapsed() < patience;
+            }
             // What is sent before the shell is there may be lost.
-            while !greet(&mut shell)? {
-                if begin.elapsed() > PATIENCE {
+            let mut number = 0;
+            while !greet(&mut shell, number)? {
+                number += 1;
+                if begin.elapsed() > patience {
                     return Err(Error::new("no shell on the console"));
                 }
             }
@@ -249,35 +283,36 @@ impl Machine {
         }
         self.shell.as_mut().ok_or_else(|| Error::new("no shell"))
     }
-
-    /// After a reboot there is another shell.
-    pub fn forget_shell(&mut self) {
-        self.shell = None;
-    }
 }
 
-/// Without echo, prompt and line editing. The mark is written so that its echo is not taken for it.
-fn greet(shell: &mut UnixStream) -> Result<bool> {
-    let hello = "\nexec sh\nstty -echo; PS1= PS2=; printf '\\001%s\\002' hello\n";
+/// Without echo, prompt and line editing. The answer to the last greeting shows that none is still to
+/// be read; its marks are written so that their echo is not taken for them.
+fn greet(shell: &mut UnixStream, number: u32) -> Result<bool> {
+    let hello = format!("\nexec sh\nstty -echo; PS1= PS2=; printf '\\001%s\\002' {number}\n");
     shell.write_all(hello.as_bytes()).during("the console")?;
+    let answer = format!("\u{1}{number}\u{2}").into_bytes();
     let mut heard: Vec<u8> = Vec::new();
     let mut buffer = [0u8; 4096];
-    while let Ok(length @ 1..) = shell.read(&mut buffer) {
-        heard.extend(&buffer[..length]);
-        if heard.windows(7).any(|window| window == b"\x01hello\x02") {
-            // What is still to come belongs to earlier greetings.
-            while matches!(shell.read(&mut buffer), Ok(1..)) {}
+    let begin = Instant::now();
+    // Ever longer: a slow machine must be able to answer the last one.
+    while begin.elapsed() < Duration::from_secs(1 + u64::from(number)) {
+        match shell.read(&mut buffer) {
+            Ok(0) => return Err(Error::new("the machine is off")),
+            Ok(length) => heard.extend(&buffer[..length]),
+            Err(_) => continue,
+        }
+        if heard.windows(answer.len()).any(|window| window == answer) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn read_answer(shell: &mut UnixStream) -> Result<String> {
+fn read_answer(shell: &mut UnixStream, patience: Duration) -> Result<String> {
     let begin = Instant::now();
     let mut heard: Vec<u8> = Vec::new();
     let mut buffer = [0u8; 65536];
-    while begin.elapsed() < PATIENCE {
+    while begin.elapsed() < patience {
         match shell.read(&mut buffer) {
             Ok(0) => return Err(Error::new("the machine is off")),
             Ok(length) => heard.extend(&buffer[..length]),

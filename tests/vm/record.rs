@@ -1,5 +1,6 @@
 //! What was seen, for the table in SECURITY.md.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -24,7 +25,8 @@ pub enum Seen {
     Impossible(&'static str),
 }
 
-/// Adds a line to target/tmp/vm/results: release, scenario, what was seen.
+/// Adds a line to target/tmp/vm/results: release, scenario, what was seen. With UPDATE_EXPECTED it
+/// takes its place in tests/vm/results, too, from which SECURITY.md's table is made.
 ///
 /// # Errors
 /// Those of the file.
@@ -41,5 +43,28 @@ pub fn write(suite: Suite, scenario: &str, seen: &Seen) -> Result<()> {
     println!("{suite} {scenario}: {words}");
     let mut file =
         OpenOptions::new().create(true).append(true).open(&path).during(path.display())?;
-    writeln!(file, "{suite}\t{scenario}\t{words}").during(path.display())
+    writeln!(file, "{suite}\t{scenario}\t{words}").during(path.display())?;
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        keep(suite, scenario, &words)?;
+    }
+    Ok(())
+}
+
+fn keep(suite: Suite, scenario: &str, words: &str) -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/results");
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let mut lines: BTreeMap<(&str, &str), &str> = text
+        .lines()
+        .filter_map(|line| {
+            let (suite, rest) = line.split_once('\t')?;
+            let (scenario, words) = rest.split_once('\t')?;
+            Some(((suite, scenario), words))
+        })
+        .collect();
+    lines.insert((suite, scenario), words);
+    let text: String = lines
+        .iter()
+        .map(|((suite, scenario), words)| format!("{suite}\t{scenario}\t{words}\n"))
+        .collect();
+    std::fs::write(&path, text).during(path.display())
 }
