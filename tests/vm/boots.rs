@@ -85,6 +85,7 @@ fn twice(suite: Suite, name: &str) -> Outcome {
 fn control(suite: Suite, plan: &Plan) -> Result<u64, killswitch::lab::harness::Failed> {
     let mut stage = Stage::boot(suite, &plan.control())?;
     stage.machine.wait_for("ping -c1 -W2 -q 203.0.113.10")?;
+    let up = stage.leaked("power-on to up")?;
     stage.power_off()?;
-    stage.leaked("power-on to power-off")
+    Ok(up + stage.leaked("shutdown")?)
 }

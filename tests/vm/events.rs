@@ -61,7 +61,15 @@ pub const EVENTS: &[Event] = &[
         settle(stage)?;
         move_to(stage, &Network::default())
     }),
-    Event::new("lease_renewed", |stage| script(stage, "networkctl renew eth0")),
+    Event::new("lease_renewed", |stage| {
+        // A renewal counts from its whole length again.
+        script(
+            stage,
+            "left() { ip -4 -o address show dev eth0 | sed -n 's/.*valid_lft \\([0-9]*\\)sec.*/\\1/p'; }
+             sleep 3; old=$(left); networkctl renew eth0
+             for i in $(seq 100); do [ \"$(left)\" -gt \"$old\" ] && exit 0; sleep 0.3; done; exit 1",
+        )
+    }),
     Event::new("dhcp_with_hostile_routes", hostile_routes),
     Event::new("dhcp_with_hostile_resolver_and_mtu", hostile_resolver),
     Event::new("router_advertises_hostile_routes", hostile_router),
@@ -77,7 +85,15 @@ pub const EVENTS: &[Event] = &[
         move_to(stage, &Network::default())
     }),
     Event::new("server_dies", |stage| {
+        if stage.guarded {
+            stage.machine.wait_for(
+                "killswitch connect server1; killswitch status | grep '^server  *server1'",
+            )?;
+        }
         stage.lab.servers[0].silence()?;
+        if stage.guarded {
+            stage.machine.wait_for("killswitch status | grep '^server  *server2'")?;
+        }
         settle(stage)?;
         stage.lab.servers[0].end_silence()
     }),
@@ -85,28 +101,30 @@ pub const EVENTS: &[Event] = &[
         script(stage, "date -s '-1 year' && sleep 5 && date -s '+1 year'")
     }),
     Event::new("daemon_killed", |stage| {
-        script(stage, "systemctl kill --signal=KILL killswitch; :")
+        another_daemon(stage, "systemctl kill --signal=KILL killswitch")
     }),
     Event::new("daemon_stopped_by_a_signal", |stage| {
-        let pid = "p=$(systemctl show --value --property=MainPID killswitch)";
-        // A command that gets no answer kills what hangs.
-        script(
-            stage,
-            &format!("{pid}; [ $p = 0 ] && exit; kill -STOP $p; sleep 3; killswitch reconnect; :"),
-        )
+        // A lock that gets no answer kills what hangs.
+        another_daemon(stage, "kill -STOP $old; sleep 3; killswitch lock")
     }),
     Event::new("daemon_out_of_memory", |stage| {
-        script(
+        another_daemon(
             stage,
-            "systemctl set-property --runtime killswitch.service MemoryMax=256K; sleep 3
+            "systemctl set-property --runtime killswitch.service MemoryMax=256K
+             for i in $(seq 60); do journalctl -k | grep -qi 'memory.*killswitch' && break; sleep 1; done
+             journalctl -k | grep -i 'memory.*killswitch'
              systemctl set-property --runtime killswitch.service MemoryMax=infinity
-             systemctl is-enabled killswitch && systemctl start killswitch; :",
+             systemctl start killswitch",
         )
     }),
     Event::new("unit_stopped_and_started", |stage| {
-        script(stage, "systemctl stop killswitch; sleep 3; systemctl start killswitch; :")
+        another_daemon(
+            stage,
+            "systemctl stop killswitch; ! systemctl is-active killswitch || exit 1; sleep 3
+             systemctl start killswitch",
+        )
     }),
-    Event::new("unit_restarted", |stage| script(stage, "systemctl restart killswitch; :")),
+    Event::new("unit_restarted", |stage| another_daemon(stage, "systemctl restart killswitch")),
     Event {
         excused: GUARD_ALONE,
         ..Event::new("ruleset_flushed", |stage| script(stage, "nft flush ruleset"))
@@ -114,14 +132,17 @@ pub const EVENTS: &[Event] = &[
     Event {
         excused: GUARD_ALONE,
         ..Event::new("ruleset_flushed_while_no_daemon_runs", |stage| {
-            let flush = "systemctl stop killswitch; sleep 1; nft flush ruleset; sleep 3";
-            script(stage, &format!("{flush}; systemctl start killswitch; :"))
+            another_daemon(
+                stage,
+                "systemctl stop killswitch; sleep 1; nft flush ruleset; sleep 3
+                 systemctl start killswitch",
+            )
         })
     },
     Event {
         excused: GUARD_ALONE,
         ..Event::new("nftables_service_started_and_stopped", |stage| {
-            script(stage, "systemctl start nftables; sleep 1; systemctl stop nftables")
+            script(stage, "set -e; systemctl start nftables; sleep 1; systemctl stop nftables")
         })
     },
     Event {
@@ -129,18 +150,21 @@ pub const EVENTS: &[Event] = &[
         ..Event::new("firewalld_started_reloaded_stopped", |stage| {
             script(
                 stage,
-                "systemctl start firewalld && firewall-cmd --reload; sleep 1; systemctl stop firewalld",
+                "set -e; systemctl start firewalld; firewall-cmd --reload; sleep 1
+                 systemctl stop firewalld",
             )
         })
     },
     Event::new("ufw_enabled_reloaded_disabled", |stage| {
-        script(stage, "ufw --force enable && ufw reload && sleep 1 && ufw --force disable")
+        script(stage, "set -e; ufw --force enable; ufw reload; sleep 1; ufw --force disable")
     }),
     Event::new("disk_full", |stage| {
         script(
             stage,
-            "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null; systemctl restart killswitch; sleep 2
-             rm /var/full",
+            "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null
+             if echo x >/var/more; then exit 1; fi
+             ! systemctl is-enabled killswitch || systemctl restart killswitch || exit 1
+             sleep 2; rm /var/full",
         )
     }),
     Event::new("rescue_and_back", |stage| isolate(stage, "rescue.target")),
@@ -173,7 +197,8 @@ pub const EVENTS: &[Event] = &[
             stage,
             &Trouble {
                 prepare: "mv /usr/bin/killswitch /root/",
-                look: "systemctl is-failed killswitch-lock; nft list table inet killswitch | grep drop",
+                look: "systemctl is-failed killswitch-lock
+                       nft list table inet killswitch | grep drop",
                 // systemd goes on trying.
                 repair: "mv /root/killswitch /usr/bin/",
             },
@@ -184,7 +209,8 @@ pub const EVENTS: &[Event] = &[
             stage,
             &Trouble {
                 prepare: "chmod -x /usr/bin/killswitch",
-                look: "systemctl is-failed killswitch-lock; nft list table inet killswitch | grep drop",
+                look: "systemctl is-failed killswitch-lock
+                       nft list table inet killswitch | grep drop",
                 repair: "chmod +x /usr/bin/killswitch",
             },
         )
@@ -194,7 +220,8 @@ pub const EVENTS: &[Event] = &[
             stage,
             &Trouble {
                 prepare: "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null; sync",
-                look: "killswitch status",
+                look: "! sh -c 'echo x >/var/more'
+                       killswitch status",
                 repair: "rm /var/full",
             },
         )
@@ -209,16 +236,17 @@ pub const EVENTS: &[Event] = &[
                 "{UNPACK}
                  for delay in 0.3 1 2; do
                      setsid dpkg --install /run/payload/killswitch.deb & sleep $delay
-                     kill -9 -$!
+                     kill -9 -$! && killed=yes
                      sleep 1
                  done
+                 [ \"$killed\" ] || exit 1
                  dpkg --configure --pending
                  dpkg --install /run/payload/killswitch.deb"
             ),
         )
     }),
     Event::new("package_removal_refused", |stage| {
-        let guarded = stage.guarded()?;
+        let guarded = stage.guarded;
         let answer = stage.machine.ask("apt-get --yes remove killswitch")?;
         match guarded && answer.status == 0 {
             true => {
@@ -231,9 +259,10 @@ pub const EVENTS: &[Event] = &[
         script(
             stage,
             "kexec --load /boot/vmlinuz-$(uname -r) --initrd=/boot/initrd.img-$(uname -r) \
-             --reuse-cmdline",
+             --command-line=\"$(cat /proc/cmdline) kexeced\"",
         )?;
-        stage.machine.reboot_by(|machine| machine.begin("systemctl kexec"))
+        stage.machine.reboot_by(|machine| machine.begin("systemctl kexec"))?;
+        script(stage, "grep kexeced /proc/cmdline")
     }),
 ];
 
@@ -243,6 +272,7 @@ pub fn befall(event: &Event, suite: Suite) -> Outcome {
         record::write(suite, event.name, &Seen::Impossible(why))?;
         return Ok(());
     }
+    record::forget(suite, event.name)?;
     let control = with_machine(suite, false, |stage| {
         stage.sent()?;
         (event.happen)(stage)?;
@@ -255,7 +285,10 @@ pub fn befall(event: &Event, suite: Suite) -> Outcome {
         stage.nothing_leaked("what came before")?;
         (event.happen)(stage)?;
         let back = stage.wait_until_connected()?;
-        Ok((stage.nothing_leaked_but(event.name, &excused)?, back))
+        let excused = stage.nothing_leaked_but(event.name, &excused)?;
+        sleep(Duration::from_secs(1));
+        stage.nothing_leaked("what came after it")?;
+        Ok((excused, back))
     })?;
     record::write(suite, event.name, &Seen::Held { control, excused, back })?;
     Ok(())
@@ -301,18 +334,43 @@ fn script(stage: &mut Stage, script: &str) -> Result<()> {
     stage.machine.run(script).map(drop)
 }
 
+/// What ends the daemon (`$old`) and leads to another one.
+fn another_daemon(stage: &mut Stage, what: &str) -> Result<()> {
+    if !stage.guarded {
+        sleep(Duration::from_secs(3));
+        return Ok(());
+    }
+    script(
+        stage,
+        &format!(
+            "set -e
+             daemon() {{ systemctl show --value --property=MainPID killswitch; }}
+             old=$(daemon); [ $old != 0 ]
+             {what}
+             for i in $(seq 300); do
+                 new=$(daemon); [ $new = 0 ] || [ $new = $old ] || exit 0
+                 sleep 0.2
+             done
+             exit 1"
+        ),
+    )
+}
+
 /// Connected, where there is something to connect.
 fn settle(stage: &mut Stage) -> Result<()> {
-    if stage.guarded()? {
+    if stage.guarded {
         return stage.wait_until_connected().map(drop);
     }
     sleep(Duration::from_secs(3));
     Ok(())
 }
 
+const NO_CARRIER: &str = "! ip link show dev eth0 | grep LOWER_UP";
+
 fn cable_out_and_in(stage: &mut Stage) -> Result<()> {
     stage.machine.cable(false)?;
-    sleep(Duration::from_secs(2));
+    stage.machine.wait_for(NO_CARRIER)?;
+    sleep(Duration::from_secs(1));
     stage.machine.cable(true)?;
     stage.machine.wait_for("ip -4 address show dev eth0 | grep -q inet").map(drop)
 }
@@ -320,7 +378,7 @@ fn cable_out_and_in(stage: &mut Stage) -> Result<()> {
 fn move_to(stage: &mut Stage, network: &Network) -> Result<()> {
     stage.machine.cable(false)?;
     stage.plug_into(network)?;
-    sleep(Duration::from_secs(1));
+    stage.machine.wait_for(NO_CARRIER)?;
     stage.machine.cable(true)?;
     let address = network.leases.address;
     stage.machine.wait_for(&format!("ip -4 address show dev eth0 | grep -q {address}")).map(drop)
@@ -386,7 +444,7 @@ struct Trouble {
 }
 
 fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
-    let guarded = stage.guarded()?;
+    let guarded = stage.guarded;
     script(stage, trouble.prepare)?;
     stage.machine.reboot_by(|machine| machine.begin("systemctl reboot"))?;
     if guarded {

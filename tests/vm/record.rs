@@ -33,7 +33,7 @@ pub enum Seen {
 pub fn write(suite: Suite, scenario: &str, seen: &Seen) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _lock = ONE_AT_A_TIME.lock();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm/results");
+    let path = super::stage::work().join("results");
     let words = match seen {
         Seen::Held { control, excused, back } => {
             format!("held\t{control}\t{excused}\t{:.1}", back.as_secs_f64())
@@ -45,12 +45,23 @@ pub fn write(suite: Suite, scenario: &str, seen: &Seen) -> Result<()> {
         OpenOptions::new().create(true).append(true).open(&path).during(path.display())?;
     writeln!(file, "{suite}\t{scenario}\t{words}").during(path.display())?;
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
-        keep(suite, scenario, &words)?;
+        keep(suite, scenario, Some(&words))?;
     }
     Ok(())
 }
 
-fn keep(suite: Suite, scenario: &str, words: &str) -> Result<()> {
+/// With UPDATE_EXPECTED: what was seen before counts no more.
+///
+/// # Errors
+/// Those of the file.
+pub fn forget(suite: Suite, scenario: &str) -> Result<()> {
+    match std::env::var_os("UPDATE_EXPECTED") {
+        Some(_) => keep(suite, scenario, None),
+        None => Ok(()),
+    }
+}
+
+fn keep(suite: Suite, scenario: &str, words: Option<&str>) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/results");
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let mut lines: BTreeMap<(&str, &str), &str> = text
@@ -61,7 +72,10 @@ fn keep(suite: Suite, scenario: &str, words: &str) -> Result<()> {
             Some(((suite, scenario), words))
         })
         .collect();
-    lines.insert((suite, scenario), words);
+    match words {
+        Some(words) => lines.insert((suite, scenario), words),
+        None => lines.remove(&(suite, scenario)),
+    };
     let text: String = lines
         .iter()
         .map(|((suite, scenario), words)| format!("{suite}\t{scenario}\t{words}\n"))

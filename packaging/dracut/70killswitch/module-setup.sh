@@ -16,5 +16,8 @@ install() {
 	inst_simple /usr/lib/killswitch/initrd/50-killswitch.rules /usr/lib/udev/rules.d/50-killswitch.rules
 	if configuration_for_initrd "${dracutsysrootdir-}"; then
 		inst_simple "$switch" /etc/killswitch.toml
+		# A comment may hold a key.
+		# shellcheck disable=SC2154 # dracut's
+		sed -i '/^[[:space:]]*#/d' "$initdir/etc/killswitch.toml"
 	fi
 }
