@@ -14,6 +14,8 @@ use super::host::{Stop, Worker};
 use super::link::PacketSocket;
 use super::topology::Lab;
 
+/// How a capture file with microseconds begins (draft-ietf-opsawg-pcap).
+const MAGIC: u32 = 0xa1b2_c3d4;
 /// So many leaked frames are kept whole.
 const KEPT: usize = 1000;
 /// So many classes are told apart.
@@ -101,7 +103,7 @@ pub fn judge_file(file: &Path, from: usize, expected: &Expectation) -> Result<(R
     if bytes.len() < HEADS.0 {
         return Ok((report, 0));
     }
-    if bytes[..4] != 0xa1b2_c3d4_u32.to_ne_bytes() {
+    if bytes[..4] != MAGIC.to_ne_bytes() {
         return Err(Error::new(format!("{}: not a capture of this machine", file.display())));
     }
     let mut at = from.max(HEADS.0);
@@ -235,7 +237,7 @@ struct Pcap(BufWriter<File>);
 impl Pcap {
     fn create(path: &Path) -> Result<Self> {
         let mut file = BufWriter::new(File::create(path).during(path.display())?);
-        let words: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 262_144, 1];
+        let words: [u32; 6] = [MAGIC, 0x0004_0002, 0, 0, 262_144, 1];
         for word in words {
             file.write_all(&word.to_ne_bytes()).during(path.display())?;
         }

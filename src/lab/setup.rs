@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -9,6 +10,7 @@ use std::process::Output;
 use super::addresses::*;
 use super::error::{Context, Error, Result};
 use super::topology::Lab;
+use super::wireguard::KeyPair;
 
 /// Private to the mount namespace, in its tmpfs.
 const DIRECTORY: &str = "/run/killswitch-lab";
@@ -84,8 +86,19 @@ mtu = 1420
         key = key.display(),
     );
     for server in &lab.servers {
-        text.push_str(&format!(
-            r#"
+        let endpoints = [server.endpoint_v4, server.endpoint_v6];
+        text.push_str(&server_table(server.host.name(), endpoints, &server.keys));
+    }
+    text.push_str(more);
+    let file = directory.join("killswitch.toml");
+    write_private(&file, &text)?;
+    Ok(file)
+}
+
+/// A server in the configuration's words.
+pub fn server_table(name: &str, [v4, v6]: [SocketAddr; 2], keys: &KeyPair) -> String {
+    format!(
+        r#"
 [[server]]
 name = "{name}"
 endpoints = ["{v4}", "{v6}"]
@@ -93,16 +106,8 @@ public_key = "{public}"
 allowed_ips = ["0.0.0.0/0", "::/0"]
 persistent_keepalive = 25
 "#,
-            name = server.host.name(),
-            v4 = server.endpoint_v4,
-            v6 = server.endpoint_v6,
-            public = server.keys.public_text(),
-        ));
-    }
-    text.push_str(more);
-    let file = directory.join("killswitch.toml");
-    write_private(&file, &text)?;
-    Ok(file)
+        public = keys.public_text(),
+    )
 }
 
 /// Runs `killswitch --config FILE ARGUMENTS` in the client, whatever its exit status.

@@ -43,11 +43,8 @@ fn networkd() -> Plan {
 
 fn power_on_to_off(suite: Suite, name: &str, plan: &Plan) -> Outcome {
     let control = control(suite, plan)?;
-    let mut stage = Stage::boot(suite, plan)?;
-    let back = stage.wait_until_connected()?;
-    stage.power_off()?;
-    stage.nothing_leaked("power-on to power-off")?;
-    Ok(record::write(suite, name, &Seen::Held { control, excused: 0, back })?)
+    let stage = Stage::boot(suite, plan)?;
+    connect_and_end(stage, suite, name, control)
 }
 
 /// Nobody answers for a while; then the tunnel comes up by itself. Minutes: VM_DEAD_SERVERS_S.
@@ -61,10 +58,7 @@ fn dead_servers(suite: Suite, name: &str) -> Outcome {
     stage.machine.wait_for("killswitch status; [ $? = 10 ]")?;
     sleep(Duration::from_secs(seconds.unwrap_or(30)));
     stage.lab.servers.iter().try_for_each(killswitch::lab::VpnServer::end_silence)?;
-    let back = stage.wait_until_connected()?;
-    stage.power_off()?;
-    stage.nothing_leaked("power-on to power-off")?;
-    Ok(record::write(suite, name, &Seen::Held { control, excused: 0, back })?)
+    connect_and_end(stage, suite, name, control)
 }
 
 /// As a live system, or a machine that loses power: the second boot knows nothing of the first.
@@ -75,9 +69,14 @@ fn twice(suite: Suite, name: &str) -> Outcome {
     stage.wait_until_connected()?;
     // Power lost, without a farewell.
     stage.machine.reboot_by(|machine| machine.press("system_reset"))?;
+    connect_and_end(stage, suite, name, control)
+}
+
+/// Connects by itself, is shut down, and has been silent since power-on.
+fn connect_and_end(mut stage: Stage, suite: Suite, name: &str, control: u64) -> Outcome {
     let back = stage.wait_until_connected()?;
     stage.power_off()?;
-    stage.nothing_leaked("two boots")?;
+    stage.nothing_leaked("power-on to power-off")?;
     Ok(record::write(suite, name, &Seen::Held { control, excused: 0, back })?)
 }
 

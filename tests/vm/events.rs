@@ -52,6 +52,10 @@ const GUARD_ALONE: &[(Suite, &str)] = &[
     ("bookworm", "-> ff02::"),
 ];
 
+/// nft/lock.nft, since the program could not lock.
+const LOCKED_BY_THE_STATIC_RULES: &str = "systemctl is-failed killswitch-lock
+    nft list table inet killswitch | grep drop";
+
 const UNPACK: &str = "mkdir -p /run/payload && tar xf /dev/vdb -C /run/payload";
 
 pub const EVENTS: &[Event] = &[
@@ -197,8 +201,7 @@ pub const EVENTS: &[Event] = &[
             stage,
             &Trouble {
                 prepare: "mv /usr/bin/killswitch /root/",
-                look: "systemctl is-failed killswitch-lock
-                       nft list table inet killswitch | grep drop",
+                look: LOCKED_BY_THE_STATIC_RULES,
                 // systemd goes on trying.
                 repair: "mv /root/killswitch /usr/bin/",
             },
@@ -209,8 +212,7 @@ pub const EVENTS: &[Event] = &[
             stage,
             &Trouble {
                 prepare: "chmod -x /usr/bin/killswitch",
-                look: "systemctl is-failed killswitch-lock
-                       nft list table inet killswitch | grep drop",
+                look: LOCKED_BY_THE_STATIC_RULES,
                 repair: "chmod +x /usr/bin/killswitch",
             },
         )
@@ -246,13 +248,12 @@ pub const EVENTS: &[Event] = &[
         )
     }),
     Event::new("package_removal_refused", |stage| {
-        let guarded = stage.guarded;
         let answer = stage.machine.ask("apt-get --yes remove killswitch")?;
-        match guarded && answer.status == 0 {
-            true => {
-                Err(Error::new(format!("a locked machine let the package go: {}", answer.text)))
-            }
-            false => Ok(()),
+        // An open machine lets it go; a locked one says why not.
+        let refused = answer.status != 0 && answer.text.contains("KILLSWITCH_REMOVE=keep-locked");
+        match if stage.guarded { refused } else { answer.status == 0 } {
+            true => Ok(()),
+            false => Err(Error::new(format!("apt-get remove: {}", answer.text))),
         }
     }),
     Event::new("kexec", |stage| {
@@ -444,10 +445,9 @@ struct Trouble {
 }
 
 fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
-    let guarded = stage.guarded;
     script(stage, trouble.prepare)?;
     stage.machine.reboot_by(|machine| machine.begin("systemctl reboot"))?;
-    if guarded {
+    if stage.guarded {
         for line in trouble.look.lines() {
             stage.machine.wait_for(line.trim())?;
         }

@@ -1,9 +1,11 @@
 //! What a machine finds at /dev/vdb: the package, and a configuration for the laboratory.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
 use killswitch::lab::addresses::*;
+use killswitch::lab::setup::server_table;
 use killswitch::lab::wireguard::KeyPair;
 use killswitch::lab::{Context, Error, Result};
 
@@ -57,23 +59,10 @@ fn package() -> Result<std::path::PathBuf> {
 }
 
 fn configuration(keys: &[KeyPair; 3]) -> String {
-    let server = |name: &str, endpoints: [String; 2], keys: &KeyPair| {
-        format!(
-            r#"
-[[server]]
-name = "{name}"
-endpoints = ["{}", "{}"]
-public_key = "{}"
-allowed_ips = ["0.0.0.0/0", "::/0"]
-persistent_keepalive = 25
-"#,
-            endpoints[0],
-            endpoints[1],
-            keys.public_text()
-        )
+    let server = |name: &str, v4: Ipv4Addr, v6: Ipv6Addr, keys: &KeyPair| {
+        let endpoints = [IpAddr::from(v4), v6.into()].map(|it| SocketAddr::new(it, SERVER_PORT));
+        server_table(name, endpoints, keys)
     };
-    let at =
-        |v4: String, v6: String| [format!("{v4}:{SERVER_PORT}"), format!("[{v6}]:{SERVER_PORT}")];
     format!(
         r#"[tunnel]
 interface = "{TUNNEL_LINK}"
@@ -81,7 +70,7 @@ private_key_file = "/etc/killswitch/private.key"
 addresses = ["{TUNNEL_V4}/32", "{TUNNEL_V6}/128"]
 mtu = 1420
 {}{}"#,
-        server("server1", at(SERVER1_V4.to_string(), SERVER1_V6.to_string()), &keys[1]),
-        server("server2", at(SERVER2_V4.to_string(), SERVER2_V6.to_string()), &keys[2]),
+        server("server1", SERVER1_V4, SERVER1_V6, &keys[1]),
+        server("server2", SERVER2_V4, SERVER2_V6, &keys[2]),
     )
 }

@@ -56,14 +56,12 @@ impl Plan {
     }
 
     fn command_line(&self) -> String {
-        let (networkd, other) = (
-            "systemd.mask=systemd-networkd.service systemd.mask=systemd-networkd.socket",
-            "systemd.wants=",
-        );
+        const INSTEAD: &str = "systemd.mask=systemd-networkd.service \
+                               systemd.mask=systemd-networkd.socket systemd.wants=";
         let manager = match self.manager {
             Manager::Networkd => String::new(),
-            Manager::NetworkManager => format!("{networkd} {other}NetworkManager.service"),
-            Manager::Ifupdown => format!("{networkd} {other}networking.service"),
+            Manager::NetworkManager => format!("{INSTEAD}NetworkManager.service"),
+            Manager::Ifupdown => format!("{INSTEAD}networking.service"),
         };
         let guard = if self.guarded {
             ""
