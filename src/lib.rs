@@ -33,6 +33,7 @@ pub mod exceptions;
 pub mod explain;
 #[cfg(feature = "lab")]
 pub mod lab;
+pub mod leaktest;
 pub mod lock;
 pub mod netfilter;
 pub mod netlink;

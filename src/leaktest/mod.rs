@@ -1,0 +1,3 @@
+//! `leaktest`: sends what must not get out, watches every link, and says what did.
+
+pub mod report;
