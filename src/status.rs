@@ -34,8 +34,15 @@ fn add_wireguard(status: &mut Status, config: &Config) {
         tunnel.server = config.servers.get(candidate.server).map(|server| server.name.clone());
         tunnel.endpoint = Some(candidate.endpoint.to_string());
     }
-    if status.state == State::Connected && reading.handshake_age.is_none() {
+    let routed = tunnel.routed;
+    if status.state == State::Connected && (reading.handshake_age.is_none() || !routed) {
         status.state = State::Blocked;
+    }
+    if reading.handshake_age.is_some() && !routed {
+        let interface = &tunnel.interface;
+        status.degraded.push(format!(
+            "no route leads into {interface}: nothing gets through; run `killswitch reconnect`"
+        ));
     }
 }
 

@@ -401,6 +401,7 @@ mod tests {
                 last_handshake_age_s: Some(12),
                 rx_bytes: received,
                 tx_bytes: 0,
+                routed: true,
             }),
             layers: Layers { table: true, egress: Vec::new(), routes: true, owned: true },
             dropped: [("output".to_owned(), reasons.into())].into(),

@@ -121,7 +121,7 @@ impl Report {
         };
         let lock = match (self.state.as_str(), self.locked, self.intact) {
             ("open", ..) => "OPEN: an administrator unlocked",
-            (_, false, _) => "NOT LOCKED: the lock cannot be held yet",
+            (_, false, _) => "CANNOT TELL: the lock was not yet seen whole in the kernel",
             (_, true, false) => "locked, being mended",
             (_, true, true) => "locked",
         };

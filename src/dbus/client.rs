@@ -106,12 +106,13 @@ impl Daemon {
     /// # Errors
     /// [`Error`]
     pub fn reach(patience: Duration) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let root = geteuid().is_root();
+        // Before all else, since mostly there is either an answer or nobody to ask.
+        let socket = root.then(|| unix_socket::connect(Path::new(SOCKET), patience)).transpose()?;
         let longest = if root { patience } else { LONGEST };
-        let proxy = match root {
-            true => {
-                let stream = unix_socket::connect(Path::new(SOCKET), patience)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let proxy = match socket {
+            Some(stream) => {
                 // tokio's sockets must not block.
                 stream.set_nonblocking(true)?;
                 runtime.block_on(in_time(patience, async {
@@ -119,7 +120,7 @@ impl Daemon {
                     Ok(proxy(&connection).await?)
                 }))?
             }
-            false => runtime.block_on(in_time(patience, async {
+            None => runtime.block_on(in_time(patience, async {
                 let connection = Builder::system().build().await.map_err(Error::NoBus)?;
                 Ok(proxy(&connection).await?)
             }))?,

@@ -85,6 +85,9 @@ pub struct Tunnel {
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Whether a route of ours leads into it; always, where somebody else makes the routes.
+    #[serde(skip)]
+    pub routed: bool,
 }
 
 /// The layers of the lock.
@@ -109,7 +112,7 @@ impl Status {
         let table = table_is_intact(live, policy, &mut degraded);
         let egress = guarded_links(live, policy, locked, &mut degraded);
         let routes = routes_are_intact(live, policy, locked, &mut degraded);
-        let tunnel = policy.tunnel.as_ref().map(|tunnel| describe_tunnel(live, tunnel));
+        let tunnel = policy.tunnel.as_ref().map(|tunnel| describe_tunnel(live, policy, tunnel));
         let connected = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
         let intact = locked && table && egress.1 && routes;
         let state = match (locked, intact, connected) {
@@ -267,7 +270,7 @@ fn routes_are_intact(
     missing.is_empty() && extra.is_empty()
 }
 
-fn describe_tunnel(live: &Live, tunnel: &policy::Tunnel) -> Tunnel {
+fn describe_tunnel(live: &Live, policy: &Policy, tunnel: &policy::Tunnel) -> Tunnel {
     let link = live.links.iter().find(|link| {
         link.name == tunnel.interface
             && link.kind.as_deref().is_some_and(|kind| tunnel.kinds.contains(kind))
@@ -280,6 +283,8 @@ fn describe_tunnel(live: &Live, tunnel: &policy::Tunnel) -> Tunnel {
         last_handshake_age_s: None,
         rx_bytes: link.map_or(0, |link| link.rx_bytes),
         tx_bytes: link.map_or(0, |link| link.tx_bytes),
+        routed: !policy.routing_guard
+            || link.is_some_and(|link| live.routing.leads_into(link.index)),
     }
 }
 

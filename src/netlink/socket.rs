@@ -1,8 +1,10 @@
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use netlink_sys::Socket as Raw;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt};
 
 /// `nlmsghdr`: length, type, flags, sequence number, port id.
@@ -17,6 +19,10 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 /// The kernel's port id: nobody else may speak for it.
 const KERNEL: u32 = 0;
+/// No datagram is longer: the kernel fills 32 KiB of a dump's answer where the reader has as much
+/// room (netlink_dump), and more only for a link with hundreds of virtual functions. Pages that
+/// stay empty cost nothing.
+const LONGEST_DATAGRAM: usize = 1 << 20;
 
 /// Which part of the kernel a socket talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +39,7 @@ pub enum Family {
 pub struct Socket {
     fd: OwnedFd,
     port: u32,
+    buffer: RefCell<Vec<u8>>,
 }
 
 /// One message from the kernel.
@@ -117,11 +124,11 @@ impl Socket {
         let is_ours = socket.domain()? == socket2::Domain::from(nix::libc::AF_NETLINK)
             && socket.protocol()?.map_or(0, i32::from) as isize == family.protocol();
         if !is_ours {
-            return Err(nix::errno::Errno::EINVAL.into());
+            return Err(Errno::EINVAL.into());
         }
         socket.set_cloexec(true)?;
         let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
-        Ok(Socket { fd, port })
+        Ok(Socket { fd, port, buffer: RefCell::new(vec![0; LONGEST_DATAGRAM]) })
     }
 
     /// Our port id: the kernel names it as a table's owner.
@@ -261,11 +268,10 @@ impl Socket {
     /// # Errors
     /// Those of `recvmsg(2)`; with MSG_DONTWAIT, EAGAIN: nothing waits.
     pub(crate) fn receive_one(&self, flags: MsgFlags) -> io::Result<Option<Vec<Message>>> {
-        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | flags;
-        let (size, _) = self.receive_into(&mut [], peek)?;
-        let mut buffer = vec![0; size];
-        let (size, sender) = self.receive_into(&mut buffer, flags)?;
-        Ok((sender == Some(KERNEL)).then(|| split(&buffer[..size.min(buffer.len())])))
+        let mut buffer = self.buffer.borrow_mut();
+        let (size, sender) = self.receive_into(&mut buffer, flags | MsgFlags::MSG_TRUNC)?;
+        let datagram = buffer.get(..size).ok_or(Errno::EMSGSIZE)?;
+        Ok((sender == Some(KERNEL)).then(|| split(datagram)))
     }
 
     /// Length and sender's port.

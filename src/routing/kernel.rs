@@ -152,6 +152,11 @@ impl Live {
         )
     }
 
+    /// Whether a route of ours leads into this link.
+    pub fn leads_into(&self, link: u32) -> bool {
+        self.routes.iter().any(|(route, _)| route.kind == RouteKind::Link(link))
+    }
+
     /// What [`apply`] would change.
     pub fn changes(&self, guard: &Guard) -> Vec<Change> {
         let attainable = self.attainable(guard);

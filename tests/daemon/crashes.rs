@@ -10,6 +10,7 @@ use super::stage::Stage;
 pub const TESTS: &[Test] = &[
     ("killed_between_any_two_effects", killed),
     ("a_working_tunnel_is_adopted_without_a_new_handshake", adopted),
+    ("without_routes_into_the_tunnel_nothing_counts_as_connected", unrouted),
     ("sigterm_leaves_lock_and_tunnel", terminated),
     ("sigterm_takes_the_tunnel_down_if_configured", terminated_without_tunnel),
     ("a_hung_daemon_keeps_nobody_from_unlocking", hung),
@@ -51,6 +52,26 @@ fn adopted() -> Outcome {
     assert_eq!(link, same_link, "the link was made anew");
     assert!(age.parse::<u64>()? >= 3, "the session was made anew: {age} s");
     stage.nothing_leaked("adopting")?;
+    Ok(())
+}
+
+fn unrouted() -> Outcome {
+    let mut stage = Stage::set()?;
+    // It would set them again at once.
+    stage.daemon.crash();
+    for family in ["-4", "-6"] {
+        let table = killswitch::config::DEFAULT_MARK.to_string();
+        let routes = ["route", "flush", "table", &table, "dev", "wg0"];
+        stage.lab.client.command("ip", &[&[family][..], &routes].concat())?;
+    }
+    let status = stage.status()?;
+    assert_eq!((&status["state"], &status["intact"]), (&"blocked".into(), &true.into()));
+    assert!(status["degraded"].to_string().contains("no route leads into wg0"), "{status:#}");
+    assert_eq!(stage.ask(&["status"])?.status.code(), Some(10));
+    stage.daemon.again(&stage.lab)?;
+    eventually("connected", || Ok(stage.ask(&["status"])?.status.code() == Some(0)))?;
+    stage.wait_for_traffic("the daemon's return")?;
+    stage.nothing_leaked("losing the routes")?;
     Ok(())
 }
 

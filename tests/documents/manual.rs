@@ -166,6 +166,7 @@ fn full_status() -> Value {
             last_handshake_age_s: Some(1),
             rx_bytes: 1,
             tx_bytes: 1,
+            routed: true,
         }),
         layers: Layers { table: true, egress: vec!["eth0".into()], routes: true, owned: true },
         dropped: [("output".to_owned(), reasons.into())].into(),
