@@ -15,6 +15,8 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_BATCH_GENID: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+/// Of a rule of ours, on average, so that the datagram need not be moved while it grows.
+const BYTES_PER_MESSAGE: usize = 400;
 
 /// A transaction being written.
 pub struct Batch {
@@ -161,8 +163,9 @@ impl Batch {
     /// The datagram, and what each sequence number stands for.
     pub fn finish(self, generation: Option<u32>) -> (Vec<u8>, Vec<String>) {
         let mut plain = self.plain.finish().into_iter();
-        let mut bytes = Vec::new();
-        let mut whats = vec!["begin of the transaction".to_owned()];
+        let mut bytes = Vec::with_capacity(BYTES_PER_MESSAGE * (self.slots.len() + 2));
+        let mut whats = Vec::with_capacity(self.slots.len() + 2);
+        whats.push("begin of the transaction".to_owned());
         let mut begin = message::Writer::default();
         if let Some(generation) = generation {
             begin.number(NFNL_BATCH_GENID, generation);

@@ -229,7 +229,7 @@ pub fn generation(socket: &Socket) -> io::Result<u32> {
         if let Some(failure) = message.ack().and_then(|ack| ack.failure) {
             return Err(io::Error::from_raw_os_error(failure.errno));
         }
-        if let Some(id) = attributes(&message).get(&1).copied().and_then(number) {
+        if let Some(id) = attributes(&message).get(1).and_then(number) {
             return Ok(id);
         }
     }
@@ -253,11 +253,11 @@ pub fn read(socket: &Socket, family: Family) -> io::Result<Option<LiveTable>> {
     }
     for message in dump(socket, kind::GETOBJ, family, None)? {
         let found = attributes(&message);
-        let kind = found.get(&3).copied().and_then(number).unwrap_or_default();
-        table.objects.extend(found.get(&2).copied().map(|name| (kind, text(name))));
+        let kind = found.get(3).and_then(number).unwrap_or_default();
+        table.objects.extend(found.get(2).map(|name| (kind, text(name))));
     }
     for message in dump(socket, kind::GETFLOWTABLE, family, None)? {
-        table.flowtables.extend(attributes(&message).get(&2).copied().map(text));
+        table.flowtables.extend(attributes(&message).get(2).map(text));
     }
     for (name, set) in &mut table.sets {
         let mut elements = Vec::new();
@@ -284,27 +284,27 @@ pub(super) fn read_table(socket: &Socket, family: Family) -> io::Result<Option<L
     }
     let found = attributes(answer);
     Ok(Some(LiveTable {
-        flags: found.get(&2).copied().and_then(number).unwrap_or_default(),
-        owner: found.get(&7).copied().and_then(number),
+        flags: found.get(2).and_then(number).unwrap_or_default(),
+        owner: found.get(7).and_then(number),
         ..LiveTable::default()
     }))
 }
 
 fn read_chain(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
-    let Some(name) = found.get(&3).copied().map(text) else { return };
-    let base = found.get(&4).map(|hook| {
-        let hook: BTreeMap<u16, &[u8]> = Attributes(hook).collect();
+    let Some(name) = found.get(3).map(text) else { return };
+    let base = found.get(4).map(|hook| {
+        let hook = Attributes(hook);
         let mut base = LiveBase {
-            kind: found.get(&7).copied().map(text).unwrap_or_default(),
-            hook: hook.get(&1).copied().and_then(number).unwrap_or(u32::MAX),
-            priority: hook.get(&2).copied().and_then(number).unwrap_or_default() as i32,
-            policy: found.get(&5).copied().and_then(number).unwrap_or(1),
+            kind: found.get(7).map(text).unwrap_or_default(),
+            hook: hook.get(1).and_then(number).unwrap_or(u32::MAX),
+            priority: hook.get(2).and_then(number).unwrap_or_default() as i32,
+            policy: found.get(5).and_then(number).unwrap_or(1),
             devices: Vec::new(),
             every_device: false,
         };
-        let single = hook.get(&3).map(|name| text(name));
-        for (kind, value) in hook.get(&4).map(|list| Attributes(list)).into_iter().flatten() {
+        let single = hook.get(3).map(text);
+        for (kind, value) in hook.get(4).map(Attributes).into_iter().flatten() {
             match (kind, text(value).as_str()) {
                 (2, "") => base.every_device = true,
                 (2, start) => base.devices.push(format!("{start}*")),
@@ -321,12 +321,12 @@ fn read_chain(table: &mut LiveTable, message: &Message) {
 
 fn read_rule(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
-    let Some(chain) = found.get(&2).copied().map(text) else { return };
+    let Some(chain) = found.get(2).map(text) else { return };
     let mut rule = LiveRule { expressions: Vec::new(), comment: String::new(), counted: None };
-    for (_, it) in found.get(&4).map(|list| Attributes(list)).into_iter().flatten() {
-        let it: BTreeMap<u16, &[u8]> = Attributes(it).collect();
-        let name = it.get(&1).copied().map(text).unwrap_or_default();
-        let data = it.get(&2).copied().unwrap_or_default();
+    for (_, it) in found.get(4).map(Attributes).into_iter().flatten() {
+        let it = Attributes(it);
+        let name = it.get(1).map(text).unwrap_or_default();
+        let data = it.get(2).unwrap_or_default();
         if name == "counter" {
             rule.counted = Some(counted(data));
         }
@@ -335,7 +335,7 @@ fn read_rule(table: &mut LiveTable, message: &Message) {
                 .unwrap_or_else(|| Expression::Foreign { name: name.clone(), data: data.to_vec() }),
         );
     }
-    if let Some(userdata) = found.get(&7) {
+    if let Some(userdata) = found.get(7) {
         rule.comment = comment(userdata);
     }
     table.chains.entry(chain).or_default().rules.push(rule);
@@ -343,8 +343,8 @@ fn read_rule(table: &mut LiveTable, message: &Message) {
 
 fn read_set(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
-    let Some(name) = found.get(&2).copied().map(text) else { return };
-    let at = |kind: u16| found.get(&kind).copied().and_then(number).unwrap_or_default();
+    let Some(name) = found.get(2).map(text) else { return };
+    let at = |kind: u16| found.get(kind).and_then(number).unwrap_or_default();
     let set = LiveSet {
         flags: at(3),
         key_type: at(4),
@@ -361,10 +361,10 @@ type RawElement = (Vec<u8>, Option<Vec<u8>>, bool);
 /// Whether there is any that none of ours is.
 fn read_elements(list: &mut Vec<RawElement>, message: &Message) -> bool {
     let mut foreign = false;
-    for (_, it) in attributes(message).get(&3).map(|list| Attributes(list)).into_iter().flatten() {
-        let it: BTreeMap<u16, &[u8]> = Attributes(it).collect();
-        let key = |kind: u16| it.get(&kind).and_then(|data| data_value(data));
-        let flags = it.get(&3).copied().and_then(number).unwrap_or_default();
+    for (_, it) in attributes(message).get(3).map(Attributes).into_iter().flatten() {
+        let it = Attributes(it);
+        let key = |kind: u16| it.get(kind).and_then(data_value);
+        let flags = it.get(3).and_then(number).unwrap_or_default();
         let ends = flags & super::message::ELEMENT_INTERVAL_END != 0;
         match key(1) {
             Some(first) => list.push((first, key(10), ends)),
@@ -409,18 +409,18 @@ fn predecessor(value: &[u8]) -> Vec<u8> {
 
 /// An expression of ours; `None` where an attribute is missing or says more than ours do.
 fn decode(name: &str, data: &[u8]) -> Option<Expression> {
-    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
-    let at = |kind: u16| found.get(&kind).copied().and_then(number);
-    let value = |kind: u16| found.get(&kind).and_then(|data| data_value(data));
-    let long = |kind: u16| Some(u64::from_be_bytes((*found.get(&kind)?).try_into().ok()?));
+    let found = Attributes(data);
+    let at = |kind: u16| found.get(kind).and_then(number);
+    let value = |kind: u16| found.get(kind).and_then(data_value);
+    let long = |kind: u16| Some(u64::from_be_bytes(found.get(kind)?.try_into().ok()?));
     Some(match name {
         "meta" => match at(3) {
             None => Expression::Meta { key: at(2)?, register: at(1)? },
             Some(register) => Expression::MetaSet { key: at(2)?, register },
         },
-        "ct" if !found.contains_key(&4) => Expression::Ct {
+        "ct" if found.get(4).is_none() => Expression::Ct {
             key: at(2)?,
-            direction: found.get(&3).and_then(|value| value.first()).copied(),
+            direction: found.get(3).and_then(|value| value.first()).copied(),
             register: at(1)?,
         },
         "fib" => Expression::Fib { register: at(1)?, result: at(2)?, flags: at(3)? },
@@ -434,43 +434,43 @@ fn decode(name: &str, data: &[u8]) -> Option<Expression> {
         "cmp" => Expression::Cmp { register: at(1)?, op: at(2)?, data: value(3)? },
         // NFTA_LOOKUP_DREG, _FLAGS: a map, an inversion.
         "lookup" if at(3).is_none() && at(5).unwrap_or_default() == 0 => {
-            Expression::Lookup { set: found.get(&1).copied().map(text)?, register: at(2)? }
+            Expression::Lookup { set: found.get(1).map(text)?, register: at(2)? }
         }
-        "immediate" => decode_immediate(at(1)?, found.get(&2)?)?,
+        "immediate" => decode_immediate(at(1)?, found.get(2)?)?,
         "counter" => Expression::Counter,
         "reject" => Expression::Reject {
             kind: at(1)?,
-            code: found.get(&2).and_then(|value| value.first()).copied().unwrap_or_default(),
+            code: found.get(2).and_then(|value| value.first()).copied().unwrap_or_default(),
         },
-        "masq" if found.is_empty() => Expression::Masquerade,
+        "masq" if found.count() == 0 => Expression::Masquerade,
         // NFTA_LIMIT_UNIT: a second; _TYPE: packets; _FLAGS: not inverted.
         "limit" if long(2)? == 1 && at(4)? == 0 && at(5)? == 0 => {
             Expression::Limit { rate: long(1)?, burst: at(3)? }
         }
         // NFTA_LOG_GROUP alone: no prefix, level or other length.
-        "log" if found.len() == 1 => {
-            Expression::Log { group: u16::from_be_bytes((*found.get(&1)?).try_into().ok()?) }
+        "log" if found.count() == 1 => {
+            Expression::Log { group: u16::from_be_bytes(found.get(1)?.try_into().ok()?) }
         }
         _ => return None,
     })
 }
 
 fn decode_immediate(register: u32, data: &[u8]) -> Option<Expression> {
-    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
+    let found = Attributes(data);
     if register != 0 {
-        return Some(Expression::Immediate { register, data: found.get(&1)?.to_vec() });
+        return Some(Expression::Immediate { register, data: found.get(1)?.to_vec() });
     }
-    let verdict: BTreeMap<u16, &[u8]> = Attributes(found.get(&2)?).collect();
+    let verdict = Attributes(found.get(2)?);
     Some(Expression::Verdict {
-        code: number(verdict.get(&1)?)? as i32,
-        chain: verdict.get(&2).copied().map(text),
+        code: number(verdict.get(1)?)? as i32,
+        chain: verdict.get(2).map(text),
     })
 }
 
 fn counted(data: &[u8]) -> Counted {
-    let found: BTreeMap<u16, &[u8]> = Attributes(data).collect();
+    let found = Attributes(data);
     let at = |kind: u16| {
-        let bytes: Option<[u8; 8]> = found.get(&kind).and_then(|value| (*value).try_into().ok());
+        let bytes: Option<[u8; 8]> = found.get(kind).and_then(|value| value.try_into().ok());
         bytes.map(u64::from_be_bytes).unwrap_or_default()
     };
     Counted { bytes: at(1), packets: at(2) }
@@ -498,8 +498,8 @@ fn text(value: &[u8]) -> String {
 }
 
 /// The attributes after `nfgenmsg`.
-fn attributes(message: &Message) -> BTreeMap<u16, &[u8]> {
-    Attributes(message.payload.get(4..).unwrap_or_default()).collect()
+fn attributes(message: &Message) -> Attributes<'_> {
+    Attributes(message.payload.get(4..).unwrap_or_default())
 }
 
 fn ask(socket: &Socket, kind: u16, family: Family, flags: u16, body: &[u8]) -> io::Result<()> {
@@ -523,7 +523,7 @@ fn dump(socket: &Socket, kind: u16, family: Family, set: Option<&str>) -> io::Re
     // Kernels that do not filter chains by table send all of them.
     answers.retain(|answer| {
         answer.payload.first() == Some(&family.number())
-            && attributes(answer).get(&1).copied().map(text).as_deref() == Some(TABLE)
+            && attributes(answer).get(1).map(text).as_deref() == Some(TABLE)
     });
     Ok(answers)
 }

@@ -20,9 +20,8 @@ const NLMSGERR_ATTR_OFFS: u16 = 2;
 /// The kernel's port id: nobody else may speak for it.
 const KERNEL: u32 = 0;
 /// No datagram is longer: the kernel fills 32 KiB of a dump's answer where the reader has as much
-/// room (netlink_dump), and more only for a link with hundreds of virtual functions. Pages that
-/// stay empty cost nothing.
-const LONGEST_DATAGRAM: usize = 1 << 20;
+/// room (netlink_dump), and more only for links with hundreds of virtual functions, if asked for them.
+const LONGEST_DATAGRAM: usize = 64 << 10;
 
 /// Which part of the kernel a socket talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -349,6 +348,14 @@ impl Message {
 /// Walks the attributes of a netlink message: (type without its flags, payload).
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes<'a>(pub &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// The payload of the first attribute of a type.
+    pub fn get(self, kind: u16) -> Option<&'a [u8]> {
+        let mut all = self;
+        all.find(|it| it.0 == kind).map(|it| it.1)
+    }
+}
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
