@@ -18,6 +18,8 @@ ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/container/neighbours \
 	tests/container/dbus
 
+CARGO_TEST := $(CARGO) test $(LAB) --lib --bins --tests
+
 .PHONY: demo test test-long test-packages test-vm test-vm-long vm-images test-initrd bench check release install \
 	deb rpm package-deps deps clean
 
@@ -25,11 +27,14 @@ demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
 	target/debug/killswitch demo
 
+# The containers' tests mostly wait, so they run beside the others and are heard at the end.
 test: deps
-	$(CARGO) test $(LAB) --lib --bins --tests
+	$(CARGO) build $(LAB) --bins
 	@if [ "$$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root=sudo; \
-	else echo "skipped, since they need root: $(CONTAINERS)"; exit 0; fi; \
-	for test in $(CONTAINERS); do $$as_root $$test || exit 1; done
+	else echo "skipped, since they need root: $(CONTAINERS)"; exec $(CARGO_TEST); fi; \
+	(for test in $(CONTAINERS); do $$as_root $$test || exit 1; done) >target/containers.log 2>&1 & containers=$$!; \
+	$(CARGO_TEST); here=$$?; \
+	wait $$containers; there=$$?; cat target/containers.log; exit $$((here + there))
 
 # What takes minutes: 10,000 reloads under a flood, the property tests at length, storms, and faults
 # in pairs and in 200 random sequences. The sequences mostly wait, so they run beside the reloads.
