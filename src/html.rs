@@ -66,15 +66,13 @@ impl Tone {
     }
 
     /// A shape of its own: a disc with a tick, a square with an arrow, an octagon with a cross, a
-    /// diamond with a question mark.
+    /// triangle with an exclamation mark.
     fn icon(self) -> Markup {
         let (outline, sign) = match self {
             Tone::Good => ("M12 1a11 11 0 1 0 .01 0z", "M6.5 12.5l4 4 7-8.5"),
             Tone::Heed => ("M2 2h20v20H2z", "M6 12h11m-5-5l5 5-5 5"),
             Tone::Bad => ("M7.5 1h9L23 7.5v9L16.5 23h-9L1 16.5v-9z", "M7.5 7.5l9 9m0-9l-9 9"),
-            Tone::Unsure => {
-                ("M12 0l12 12-12 12L0 12z", "M9 9.5a3 3 0 1 1 4.5 2.6q-1.5.9-1.5 2m0 2.700v1")
-            }
+            Tone::Unsure => ("M12 1L24 23H0z", "M12 9v6.5m0 2.9v.2"),
         };
         html! {
             svg class="icon" viewBox="0 0 24 24" aria-hidden="true" {
@@ -146,7 +144,7 @@ pub fn table(caption: &str, columns: &[&str], rows: &[Vec<Markup>]) -> Markup {
                         tr {
                             @for (index, cell) in row.iter().enumerate() {
                                 @if index == 0 {
-                                    th scope="row" { (cell) }
+                                    th scope="row" class=(class(index)) { (cell) }
                                 } @else {
                                     td class=(class(index)) { (cell) }
                                 }

@@ -161,7 +161,7 @@ fn clock(at_ms: u64) -> String {
     let (seconds, rest) = (at_ms / 1000, at_ms % 1000);
     match (seconds, rest) {
         (0..60, 0) => format!("{seconds} s"),
-        (0..60, _) => format!("{seconds}.{rest:03} s"),
+        (0..60, _) => format!("{} s", format!("{seconds}.{rest:03}").trim_end_matches('0')),
         (60..3600, _) => format!("{}:{:02}", seconds / 60, seconds % 60),
         _ => format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
     }
@@ -366,11 +366,11 @@ fn charts(axis: Axis, report: &Report, turns: &str) -> Markup {
             path class="turns" d=(turns) {}
         };
         let label = html! {
-            b { (name) }
+            b { (name) } " "
             @if leaking { (badge(Tone::Bad, &format!("{sum} packets"))) } @else { " " (sum) " packets" }
         };
         let plot = drawing(&format!("{name}: packets over time"), &words, &content);
-        let scale = html! { span { (number(most)) } span { "0" } };
+        let scale = html! { span { (brief(most)) } span { "0" } };
         row(if leaking { "chart leaking" } else { "chart" }, &label, &plot, &scale)
     };
     html! {
@@ -378,6 +378,18 @@ fn charts(axis: Axis, report: &Report, turns: &str) -> Markup {
         (chart("blocked", "Blocked", &traffic.blocked))
         (chart("leaked", "Leaked", &traffic.leaked))
     }
+}
+
+/// In a few characters: "9999", "12k", "3M".
+fn brief(count: u64) -> String {
+    let mut rest = count;
+    for unit in ["", "k", "M", "G", "T", "P"] {
+        if rest < 10_000 {
+            return format!("{rest}{unit}");
+        }
+        rest /= 1000;
+    }
+    format!("{rest}E")
 }
 
 /// Columns as one path, `most` of them as high as the drawing.
@@ -518,7 +530,7 @@ fn probe_rows(probe: &Probe, room: &mut usize) -> Markup {
                 td role="cell" class="number" data-name=(name) { (number(count)) }
             }
             td role="cell" class={ "number" @if probe.leaked > 0 { " leaks" } } data-name="Leaked" { (number(probe.leaked)) }
-            td role="cell" class="number wide" data-name="Threats" { (text(&threats.join(", "), SENTENCE)) }
+            td role="cell" class="number wide threats" data-name="Threats" { (text(&threats.join(", "), SENTENCE)) }
         }
         @if !shown.is_empty() {
             tr role="row" class="frames" { td role="cell" colspan="7" { (frames(probe, shown)) } }

@@ -47,7 +47,7 @@ FACTS = """(() => {
     text: document.body.textContent,
     background: getComputedStyle(document.documentElement).backgroundColor,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    wide: [...document.querySelectorAll("body *")].filter((it) => !it.closest(".scroll, svg, .hidden") && it.getBoundingClientRect().right > innerWidth + 1).map((it) => it.outerHTML.slice(0, 80)).slice(0, 5),
+    wide: [...document.querySelectorAll("body *")].filter((it) => !it.closest(".scroll, svg, .hidden") && it.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((it) => it.outerHTML.slice(0, 80)).slice(0, 5),
     headings: levels.filter((it) => it === 1).length,
     jumps: levels.filter((it, at) => at > 0 && it > levels[at - 1] + 1).length,
     nameless: [...document.querySelectorAll("svg[role=img]")].filter((it) => !it.querySelector("title")?.textContent || !it.querySelector("desc")?.textContent).length,
