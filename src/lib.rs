@@ -31,6 +31,8 @@ pub mod dns;
 pub mod engine;
 pub mod exceptions;
 pub mod explain;
+mod harmless;
+pub mod html;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod leaktest;

@@ -136,14 +136,16 @@ pub enum Command {
     Rules(Rules),
     /// Say which rule of the configuration decides on a packet, and why.
     ///
-    /// It asks the rules that the configuration compiles to, not the kernel's, and not the routing
-    /// guard.
+    /// Also which line of the configuration is behind it, what every other layer would do, and what to
+    /// add if it should pass. It asks what the configuration compiles to, not the kernel.
     #[command(after_help = "Examples:\n  \
         a DNS query past the tunnel:  killswitch explain --out eth0 --to 1.1.1.1 --proto udp --port 53\n  \
         through the tunnel:           killswitch explain --out wg0 --to 1.1.1.1\n  \
         somebody knocks at SSH:       killswitch explain --in eth0 --port 22\n  \
-        a container's packet:         killswitch explain --in docker0 --out eth0 --to 1.1.1.1")]
-    Explain(Words),
+        a container's packet:         killswitch explain --in docker0 --out eth0 --to 1.1.1.1\n  \
+        a line of a capture:          killswitch explain --out eth0 --line 'IP 192.0.2.1 > 1.1.1.1: ICMP echo request'\n  \
+        all that is blocked:          killswitch --json monitor | killswitch explain --line -")]
+    Explain(Explain),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
     /// First the leak without the lock, then none with it, through a series of faults. No root is
@@ -168,6 +170,18 @@ pub enum Command {
     /// Print the names of the configuration's servers, one to a line: for completions.
     #[command(hide = true)]
     Servers,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The packet in words.
+    #[command(flatten)]
+    pub words: Words,
+    /// A line that shows the packet, of tcpdump, tshark, `killswitch monitor` or the kernel's LOG; -
+    /// reads lines from standard input. What the line does not tell may be said besides.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["to", "from", "proto", "port", "sport", "icmp_type"])]
+    pub line: Option<String>,
 }
 
 /// Shells with a completion script.

@@ -4,6 +4,8 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
+pub use crate::harmless::harmless;
+
 /// A style that is used only on a terminal, and not under `NO_COLOR` (https://no-color.org).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
@@ -45,23 +47,6 @@ pub fn warning(message: &str) {
     say_aside(&format!("{label} {}", harmless(message)));
 }
 
-/// What others chose (a link may be called almost anything) must not steer the terminal: control
-/// characters and those that turn the writing's direction are spelt out.
-pub fn harmless(text: &str) -> String {
-    let steers = |character: char| {
-        (character.is_control() && character != '\n')
-            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let mut plain = String::with_capacity(text.len());
-    for character in text.chars() {
-        match steers(character) {
-            true => plain.extend(character.escape_default()),
-            false => plain.push(character),
-        }
-    }
-    plain
-}
-
 fn say_aside(text: &str) {
     // Nobody is left to tell if standard error is closed.
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -101,18 +86,4 @@ pub fn bytes(count: u64) -> String {
 pub fn json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value).expect("our documents have string keys");
     say(&text);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::harmless;
-
-    #[test]
-    fn a_name_cannot_steer_the_terminal() {
-        assert_eq!(
-            harmless("eth0 \u{1b}[2J\u{9b}1m\r\u{202e}x"),
-            "eth0 \\u{1b}[2J\\u{9b}1m\\r\\u{202e}x"
-        );
-        assert_eq!(harmless("größe\nzwei"), "größe\nzwei");
-    }
 }

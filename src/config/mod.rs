@@ -109,6 +109,11 @@ impl Places {
         }
         self.main.clone()
     }
+
+    /// The place of exactly this key; none where it is not written.
+    pub fn written(&self, key: &str) -> Option<Location> {
+        self.known.get(key).cloned()
+    }
 }
 
 /// Something in a file that a person should know of, though nothing is wrong.
@@ -275,11 +280,28 @@ pub enum LinkPattern {
 }
 
 impl LinkPattern {
+    /// Reads what [`Display`](std::fmt::Display) writes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        value::link_pattern(text).map_err(value::Complaint::in_words)
+    }
+
     /// Whether a link of this name is meant.
     pub fn matches(&self, name: &str) -> bool {
         match self {
             LinkPattern::Exact(exact) => name == exact,
             LinkPattern::Prefix(start) => name.starts_with(start),
+        }
+    }
+}
+
+impl std::fmt::Display for LinkPattern {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LinkPattern::Exact(name) => out.write_str(name),
+            LinkPattern::Prefix(start) => write!(out, "{start}*"),
         }
     }
 }

@@ -265,9 +265,9 @@ impl Manager {
         tokio::task::spawn_blocking(move || {
             let words = explain::Words::from_pairs(&packet.0).map_err(Error::InvalidArgument)?;
             let strictest = facts.config.is_none();
-            let decision =
-                explain::decide(&words, &facts.policy).map_err(Error::InvalidArgument)?;
-            Ok(document(decision.document(strictest)))
+            let answer = explain::decide(&words, &facts.policy, facts.config.as_deref())
+                .map_err(Error::InvalidArgument)?;
+            Ok(document(answer.document(strictest)))
         })
         .await
         .map_err(|error| Error::Failed(error.to_string()))?

@@ -89,7 +89,7 @@ pub enum Verdict {
 }
 
 /// Which rule decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     /// The outcome.
     pub verdict: Verdict,
@@ -101,50 +101,65 @@ pub struct Decision<'a> {
     pub rule: Option<&'a Rule>,
 }
 
+/// The hooks that a packet passes which this machine sends.
+pub const SENT: &[Hook] = &[Hook::Output, Hook::Postrouting, Hook::Egress];
+/// Of one that arrives for this machine.
+pub const RECEIVED: &[Hook] = &[Hook::Prerouting, Hook::Input];
+/// Of one that passes through.
+pub const FORWARDED: &[Hook] = &[Hook::Prerouting, Hook::Forward, Hook::Postrouting, Hook::Egress];
+/// Of a frame that is handed to a link without passing IP: a packet socket's, a bridged guest's.
+pub const FRAME: &[Hook] = &[Hook::Egress];
+
 impl Ruleset {
     /// A packet that this machine sends: output, postrouting, the link's egress.
     pub fn judge_sent(&self, packet: &Packet) -> Decision<'_> {
-        self.judge(&[Hook::Output, Hook::Postrouting, Hook::Egress], packet)
+        self.judge(SENT, packet)
     }
 
     /// A packet that arrives for this machine: prerouting, input.
     pub fn judge_received(&self, packet: &Packet) -> Decision<'_> {
-        self.judge(&[Hook::Prerouting, Hook::Input], packet)
+        self.judge(RECEIVED, packet)
     }
 
     /// A packet that passes through: prerouting, forward, postrouting, the link's egress.
     pub fn judge_forwarded(&self, packet: &Packet) -> Decision<'_> {
-        self.judge(&[Hook::Prerouting, Hook::Forward, Hook::Postrouting, Hook::Egress], packet)
+        self.judge(FORWARDED, packet)
     }
 
     /// A frame that is handed to a link without passing IP: a packet socket's, a bridged guest's.
     pub fn judge_frame(&self, packet: &Packet) -> Decision<'_> {
-        self.judge(&[Hook::Egress], packet)
+        self.judge(FRAME, packet)
     }
 
     /// The first decision against the packet, or the last one for it.
-    fn judge(&self, hooks: &[Hook], packet: &Packet) -> Decision<'_> {
-        let mut packet = packet.clone();
+    pub fn judge(&self, hooks: &[Hook], packet: &Packet) -> Decision<'_> {
+        let mut decisions = self.walk(hooks, packet).into_iter().map(|(_, decision)| decision);
         let mut last = None;
-        for &hook in hooks {
-            let table = match hook {
-                Hook::Egress => self.egress.as_ref(),
-                _ => Some(&self.inet),
-            };
-            for decision in table.map(|table| at_hook(table, hook, &mut packet)).unwrap_or_default()
-            {
-                if decision.verdict != Verdict::Accept {
-                    return decision;
-                }
-                last = Some(decision);
-            }
-        }
-        last.unwrap_or(Decision {
+        let against = decisions.find(|decision| {
+            last = Some(*decision);
+            decision.verdict != Verdict::Accept
+        });
+        against.or(last).unwrap_or(Decision {
             verdict: Verdict::Accept,
             family: Family::Inet,
             chain: "(no chain)",
             rule: None,
         })
+    }
+
+    /// What each chain at these hooks does to the packet, also behind one that stops it.
+    pub fn walk(&self, hooks: &[Hook], packet: &Packet) -> Vec<(Hook, Decision<'_>)> {
+        let mut packet = packet.clone();
+        let mut decisions = Vec::new();
+        for &hook in hooks {
+            let table = match hook {
+                Hook::Egress => self.egress.as_ref(),
+                _ => Some(&self.inet),
+            };
+            let here = table.map(|table| at_hook(table, hook, &mut packet)).unwrap_or_default();
+            decisions.extend(here.into_iter().map(|decision| (hook, decision)));
+        }
+        decisions
     }
 }
 

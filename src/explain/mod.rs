@@ -1,17 +1,30 @@
-//! Which rule decides on a packet, and why.
+//! Which rule decides on a packet, and why: [`line`] reads a packet from a line of text, `layers` asks
+//! every layer that it meets, `cause` finds the key behind the rule, `remedy` what would let it pass.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clap::{Args, Parser};
 
+use crate::config::Config;
 use crate::netlink;
 use crate::policy::Policy;
-use crate::ruleset::model::{Connection, LinkView, Packet, State, Verdict};
-use crate::ruleset::{self, Ruleset, text};
+use crate::ruleset::model::{
+    Connection, FORWARDED, FRAME, LinkView, Packet, RECEIVED, SENT, State, Verdict,
+};
+use crate::ruleset::{self, Hook, Ruleset};
+
+mod cause;
+mod layers;
+pub mod line;
+mod remedy;
+
+pub use cause::Cause;
+pub use layers::Layer;
+pub use remedy::{Addition, Remedy};
 
 /// A packet in words.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Words {
     /// The link it leaves by.
     #[arg(long, value_name = "LINK")]
@@ -52,6 +65,34 @@ pub struct Words {
     /// It is handed to the link past IP: by a packet socket, or by a bridge.
     #[arg(long)]
     pub frame: bool,
+    /// What else is in it; by default IP's.
+    #[arg(skip)]
+    pub ethertype: Option<u16>,
+    /// Its TTL or hop limit; by default what such a packet is sent with.
+    #[arg(skip)]
+    pub hop_limit: Option<u8>,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Words {
+            out: None,
+            into: None,
+            to: None,
+            from: None,
+            proto: 6,
+            port: None,
+            sport: 40000,
+            mark: 0,
+            icmp_type: None,
+            wireguard: None,
+            related: None,
+            reply: false,
+            frame: false,
+            ethertype: None,
+            hop_limit: None,
+        }
+    }
 }
 
 impl Words {
@@ -99,59 +140,108 @@ fn mark(text: &str) -> Result<u32, String> {
     parsed.map_err(|_| "want a number like 27507 or 0x6b73".to_owned())
 }
 
-/// What decides, and how.
-#[derive(Debug)]
-pub struct Decision {
-    /// What becomes of the packet.
-    pub verdict: Verdict,
-    /// The table's family.
-    pub family: ruleset::Family,
-    /// The chain.
-    pub chain: String,
-    /// The rule, as nft writes it; `None`: the chain's policy.
-    pub rule: Option<String>,
-    /// Why, in words.
-    pub reason: String,
+/// Where a packet goes: what decides which hooks it meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Sent,
+    Received,
+    Forwarded,
+    Frame,
 }
 
-impl Decision {
-    /// For scripts; `strictest`: the policy is not the configured one.
-    pub fn document(&self, strictest: bool) -> serde_json::Value {
-        serde_json::json!({
-            "verdict": self.verdict,
-            "table": format!("{} {}", self.family, ruleset::TABLE),
-            "chain": self.chain,
-            "rule": self.rule,
-            "reason": self.reason,
-            "policy": if strictest { "strictest" } else { "configured" },
-        })
+impl Direction {
+    fn of(words: &Words) -> Self {
+        match (&words.into, &words.out, words.frame) {
+            (_, _, true) => Direction::Frame,
+            (Some(_), Some(_), _) => Direction::Forwarded,
+            (Some(_), None, _) => Direction::Received,
+            (None, _, _) => Direction::Sent,
+        }
+    }
+
+    fn hooks(self) -> &'static [Hook] {
+        match self {
+            Direction::Sent => SENT,
+            Direction::Received => RECEIVED,
+            Direction::Forwarded => FORWARDED,
+            Direction::Frame => FRAME,
+        }
+    }
+
+    /// Who is at the other end.
+    fn peer(self, packet: &Packet) -> IpAddr {
+        match self {
+            Direction::Received => packet.source,
+            _ => packet.destination,
+        }
     }
 }
 
-/// Asks the rules that a policy compiles to.
+/// What becomes of a packet, and why.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What the tables do with it.
+    pub decision: Layer,
+    /// Every layer that it meets, in order, each as if the others were not there.
+    pub layers: Vec<Layer>,
+    /// The line of the configuration behind the decision.
+    pub cause: Cause,
+    /// What would let it pass, or why nothing would; `None` if it passes.
+    pub remedy: Option<Result<Remedy, String>>,
+}
+
+impl Answer {
+    /// For scripts; `strictest`: the policy is not the configured one.
+    pub fn document(&self, strictest: bool) -> serde_json::Value {
+        let remedy = self.remedy.as_ref();
+        serde_json::json!({
+            "verdict": self.decision.verdict,
+            "table": self.decision.layer,
+            "chain": self.decision.chain,
+            "rule": self.decision.rule,
+            "reason": self.decision.reason,
+            "policy": if strictest { "strictest" } else { "configured" },
+            "layers": self.layers,
+            "cause": self.cause,
+            "remedy": remedy.and_then(|it| it.as_ref().ok()),
+            "never": remedy.and_then(|it| it.as_ref().err()),
+        })
+    }
+
+    /// The layers that do not let it pass, besides the one that decides.
+    pub fn others(&self) -> impl Iterator<Item = &Layer> {
+        let stops = |layer: &&Layer| layer.verdict != Verdict::Accept && **layer != self.decision;
+        self.layers.iter().filter(stops)
+    }
+}
+
+/// Asks what a policy compiles to; `config`: where it comes from, unless that cannot be used.
 ///
 /// # Errors
 /// If the words do not describe a packet: what is missing.
-pub fn decide(words: &Words, policy: &Policy) -> Result<Decision, String> {
-    let ruleset = Ruleset {
+pub fn decide(words: &Words, policy: &Policy, config: Option<&Config>) -> Result<Answer, String> {
+    let packet = describe(words, policy)?;
+    let direction = Direction::of(words);
+    let ruleset = compile(policy);
+    let decision = layers::of_table(&ruleset.judge(direction.hooks(), &packet));
+    let layers = layers::walk(policy, &ruleset, &packet, direction);
+    let cause = cause::find(&decision.reason, decision.verdict, &packet, direction, config);
+    let stopped = layers.iter().any(|layer| layer.verdict != Verdict::Accept);
+    let remedy = stopped.then(|| remedy::find(&packet, direction, policy, config));
+    Ok(Answer { decision, layers, cause, remedy })
+}
+
+fn compile(policy: &Policy) -> Ruleset {
+    Ruleset {
         inet: ruleset::compile(policy),
         egress: policy.egress_guard.then(|| ruleset::guard(policy, None)),
-    };
-    let packet = describe(words, policy)?;
-    let decision = match (&words.into, &words.out, words.frame) {
-        (_, _, true) => ruleset.judge_frame(&packet),
-        (Some(_), Some(_), _) => ruleset.judge_forwarded(&packet),
-        (Some(_), None, _) => ruleset.judge_received(&packet),
-        (None, _, _) => ruleset.judge_sent(&packet),
-    };
-    let reason = decision.rule.map(|rule| rule.comment.as_str()).unwrap_or("the chain's policy");
-    Ok(Decision {
-        verdict: decision.verdict,
-        family: decision.family,
-        chain: decision.chain.to_owned(),
-        rule: decision.rule.map(text::rule),
-        reason: reason.to_owned(),
-    })
+    }
+}
+
+/// Whether every layer lets it.
+fn passes(policy: &Policy, packet: &Packet, direction: Direction) -> bool {
+    let layers = layers::walk(policy, &compile(policy), packet, direction);
+    layers.iter().all(|layer| layer.verdict == Verdict::Accept)
 }
 
 fn describe(words: &Words, policy: &Policy) -> Result<Packet, String> {
@@ -169,7 +259,8 @@ fn describe(words: &Words, policy: &Policy) -> Result<Packet, String> {
         }
     };
     let default = || words.into.as_ref().map(|link| ours(words, link, policy));
-    let Some(destination) = words.to.or_else(default) else {
+    let not_ip = words.ethertype.map(|_| Ipv4Addr::UNSPECIFIED.into());
+    let Some(destination) = words.to.or_else(default).or(not_ip) else {
         return Err("say --to ADDRESS: where the packet goes".into());
     };
     let tunnel =
@@ -183,14 +274,14 @@ fn describe(words: &Words, policy: &Policy) -> Result<Packet, String> {
     }
     let icmp = matches!(words.proto, 1 | 58);
     Ok(Packet {
-        ethertype: if destination.is_ipv4() { 0x0800 } else { 0x86dd },
+        ethertype: words.ethertype.unwrap_or(if destination.is_ipv4() { 0x0800 } else { 0x86dd }),
         source,
         destination,
         protocol: words.proto,
         ports: (!icmp).then(|| (words.sport, words.port.unwrap_or(443))),
         icmp_type: icmp.then(|| words.icmp_type.unwrap_or(if words.proto == 1 { 8 } else { 128 })),
         later_fragment: false,
-        hop_limit: if matches!(words.icmp_type, Some(133..=137)) { 255 } else { 64 },
+        hop_limit: words.hop_limit.unwrap_or(hop_limit(words)),
         payload: payload(words),
         mark: words.mark,
         iif: words.into.as_ref().map(view),
@@ -198,6 +289,15 @@ fn describe(words: &Words, policy: &Policy) -> Result<Packet, String> {
         to_this_machine: destination.is_loopback(),
         connection: Some(connection(words, destination)),
     })
+}
+
+/// Neighbour discovery has 255 (RFC 4861, 7.1), membership of groups 1 (RFC 3376, 4; RFC 3810, 5).
+fn hop_limit(words: &Words) -> u8 {
+    match (words.proto, words.icmp_type) {
+        (58, Some(133..=137)) => 255,
+        (2, _) | (58, Some(130..=132 | 143)) => 1,
+        _ => 64,
+    }
 }
 
 /// A link that is not there yet is taken for what its name promises.
