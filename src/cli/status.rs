@@ -32,7 +32,7 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
     Ok(status.exit_code())
 }
 
-fn read(arguments: &Arguments) -> Result<Status, Failure> {
+pub(super) fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
     let mut told = ask_daemon();
     loop {
