@@ -14,7 +14,7 @@ use std::path::Path;
 pub use boot::{Early, Initrd, State, Units};
 pub use namespaces::Elsewhere;
 pub use network::{Address, Mark, PolicyRule, is_eui64};
-pub use processes::Process;
+pub use processes::{Process, Processes};
 pub use settings::Mode;
 
 use crate::lock::Status;
@@ -66,7 +66,7 @@ pub struct Facts {
     /// Links in other network namespaces that matter.
     pub elsewhere: Reading<Vec<Elsewhere>>,
     /// Processes in this network namespace.
-    pub processes: Reading<Vec<Process>>,
+    pub processes: Reading<Processes>,
     /// Settings below /proc/sys, by their path there, without the line's end.
     pub settings: BTreeMap<String, String>,
     /// Addresses in /etc/resolv.conf.

@@ -204,7 +204,7 @@ pub const BOOTED: &str = concat!(
     "units=/etc/systemd/system; source=",
     env!("CARGO_MANIFEST_DIR"),
     "/systemd\n",
-    "mkdir -p /run/systemd/system $units\n",
+    "mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd; mkdir /run/systemd/system\n",
     "mount -t tmpfs -o mode=755 tmpfs $units\n",
     "cp $source/*.service $units/\n",
     "mkdir $units/sysinit.target.wants $units/multi-user.target.wants\n",

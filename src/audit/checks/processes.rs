@@ -83,7 +83,7 @@ fn capabilities_of(process: &Process) -> &'static str {
 /// capability: those are like any other program.
 pub(super) fn containers(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
     let mut found = Found::default();
-    for process in known(&facts.processes)?.iter().filter(|it| it.admin || it.raw) {
+    for process in known(&facts.processes)?.seen.iter().filter(|it| it.admin || it.raw) {
         let Some(sign) = &process.container else { continue };
         let what = format!("{}: {}; {sign}", describe(process), capabilities_of(process));
         let cure = "run the container without --network=host, or with --cap-drop=NET_RAW --cap-drop=NET_ADMIN";
@@ -94,7 +94,7 @@ pub(super) fn containers(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
 
 pub(super) fn capabilities(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
     let mut found = Found::default();
-    let capable = known(&facts.processes)?.iter().filter(|it| it.admin || it.raw);
+    let capable = known(&facts.processes)?.seen.iter().filter(|it| it.admin || it.raw);
     let (mut root, mut services) = (0, Vec::new());
     for process in capable.filter(|it| it.container.is_none() && !it.ours) {
         match process.user {
@@ -105,6 +105,12 @@ pub(super) fn capabilities(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> 
                 found.find(&CAPABILITY, what, end(process));
             }
         }
+    }
+    let hidden = known(&facts.processes)?.hidden;
+    if hidden > 0 {
+        found.note(format!(
+            "{hidden} processes cannot be looked into: this root lacks capabilities"
+        ));
     }
     if root > 0 {
         found.note(format!("{root} processes of root's can open any lock, as root always can"));
@@ -117,7 +123,9 @@ pub(super) fn capabilities(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> 
 
 pub(super) fn packet_sockets(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
     let mut found = Found::default();
-    for process in known(&facts.processes)?.iter().filter(|it| it.packet_sockets > 0 && !it.ours) {
+    for process in
+        known(&facts.processes)?.seen.iter().filter(|it| it.packet_sockets > 0 && !it.ours)
+    {
         match is_one_of(process, &LINK_KEEPERS) {
             true => found.note(format!("{}: packet sockets to configure links", describe(process))),
             false => found.find(&PACKET_SOCKET, describe(process), end(process)),
@@ -128,7 +136,7 @@ pub(super) fn packet_sockets(facts: &Facts, _: &Wanted) -> Result<Found, Unknown
 
 pub(super) fn xdp_sockets(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
     let mut found = Found::default();
-    for process in known(&facts.processes)?.iter().filter(|it| it.xdp_sockets > 0) {
+    for process in known(&facts.processes)?.seen.iter().filter(|it| it.xdp_sockets > 0) {
         found.find(&AF_XDP_SOCKET, describe(process), end(process));
     }
     Ok(found)
@@ -138,10 +146,12 @@ pub(super) fn xdp_sockets(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> {
 mod tests {
     use super::super::testing::{facts, ids, wanted};
     use super::*;
+    use crate::audit::facts::Processes;
 
     fn with(process: Process) -> Facts {
         let mut facts = facts();
-        facts.processes = Ok(vec![Process { id: 7, name: "x".into(), ..process }]);
+        let seen = vec![Process { id: 7, name: "x".into(), ..process }];
+        facts.processes = Ok(Processes { seen, hidden: 0 });
         facts
     }
 

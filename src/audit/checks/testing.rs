@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::audit::facts::{Initrd, State as UnitState, Units};
+use crate::audit::facts::{Initrd, Processes, State as UnitState, Units};
 use crate::audit::{Facts, Wanted, judge};
 use crate::lock::{Layers, State, Status, Tunnel};
 use crate::netlink::{Attached, Link};
@@ -42,7 +42,7 @@ pub(super) fn facts() -> Facts {
         routes: Ok(Vec::new()),
         addresses: Ok(Vec::new()),
         elsewhere: Ok(Vec::new()),
-        processes: Ok(Vec::new()),
+        processes: Ok(Processes::default()),
         settings: BTreeMap::new(),
         resolvers: Ok(vec!["10.64.0.1".parse().unwrap()]),
         connectivity: Ok(Vec::new()),

@@ -56,14 +56,15 @@ fn read() -> io::Result<Vec<Elsewhere>> {
 
 type Namespaces = BTreeMap<u64, (File, String)>;
 
-/// Every network namespace that can be seen, but for the machine's own: hardware that is there was
-/// not moved away.
+/// Every network namespace that can be seen, but for the machine's own, that of its first process
+/// and of the kernel's threads: hardware that is there was not moved away.
 fn others() -> io::Result<Namespaces> {
     let mut found = Namespaces::new();
-    let first = fs::metadata("/proc/1/ns/net").map(|file| file.ino()).ok();
+    let first = ["/proc/1/ns/net", "/proc/2/ns/net"]
+        .map(|path| fs::metadata(path).map(|file| file.ino()).ok());
     let mut add = |path: PathBuf, holder: &dyn Fn() -> String| {
         let Ok(inode) = fs::metadata(&path).map(|file| file.ino()) else { return };
-        if Some(inode) != first
+        if !first.contains(&Some(inode))
             && !found.contains_key(&inode)
             && let Ok(file) = File::open(&path)
         {

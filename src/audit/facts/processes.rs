@@ -39,43 +39,61 @@ struct Here {
     processes: PathBuf,
     program: PathBuf,
     id: u32,
-    /// Root of a user namespace may not look into processes outside of it.
+    /// We lack privileges of root's, e.g. in a container, so some processes are none of ours to see.
     confined: bool,
 }
 
 impl Here {
     fn read() -> io::Result<Self> {
         let map = fs::read_to_string("/proc/self/uid_map")?;
+        let own = fs::read_to_string("/proc/self/status")?;
+        let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?
+            .trim_end()
+            .parse()
+            .map_err(io::Error::other)?;
+        let all = u64::MAX >> (u64::BITS - 1).saturating_sub(last);
         Ok(Here {
             network: fs::read_link("/proc/thread-self/ns/net")?,
             user: fs::read_link("/proc/self/ns/user")?,
             processes: fs::read_link("/proc/self/ns/pid")?,
             program: fs::read_link("/proc/self/exe")?,
             id: std::process::id(),
-            confined: map.split_whitespace().last() != Some("4294967295"),
+            confined: map.split_whitespace().last() != Some("4294967295")
+                || capabilities(&own) != all,
         })
     }
 }
 
-pub(super) fn processes() -> Reading<Vec<Process>> {
+/// What the processes of this network namespace are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Processes {
+    /// Those that were seen.
+    pub seen: Vec<Process>,
+    /// How many could not be looked into, since we lack privileges of root's.
+    pub hidden: usize,
+}
+
+pub(super) fn processes() -> Reading<Processes> {
     read().map_err(|error| Unknown::of("/proc", &error))
 }
 
-fn read() -> io::Result<Vec<Process>> {
+fn read() -> io::Result<Processes> {
     let here = Here::read()?;
     let mut packet = packet_sockets()?;
-    let mut found = Vec::new();
+    let mut found = Processes::default();
     for id in process_ids("/proc")? {
         if id == here.id {
             packet.retain(|inode| !held_sockets(&directory(id)).contains_key(inode));
             continue;
         }
         match examine(id, &here, &mut packet) {
-            Ok(Some(process)) => found.push(process),
+            Ok(Some(process)) => found.seen.push(process),
             Ok(None) => {}
             // It ended meanwhile.
             Err(error) if is_gone(&error) => {}
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && here.confined => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && here.confined => {
+                found.hidden += 1;
+            }
             Err(error) => return Err(error),
         }
     }
@@ -83,7 +101,7 @@ fn read() -> io::Result<Vec<Process>> {
     let left = packet_sockets()?.intersection(&packet).count();
     if left > 0 {
         let name = "a process that is not seen".into();
-        found.push(Process { name, packet_sockets: left, ..Process::default() });
+        found.seen.push(Process { name, packet_sockets: left, ..Process::default() });
     }
     Ok(found)
 }
@@ -123,10 +141,7 @@ fn examine(id: u32, here: &Here, packet: &mut BTreeSet<u64>) -> io::Result<Optio
     packet.retain(|inode| !held.contains(inode));
     let status = fs::read_to_string(directory.join("status"))?;
     let capable = fs::read_link(directory.join("ns/user"))? == here.user;
-    let capabilities = field(&status, "CapEff:")
-        .and_then(|value| u64::from_str_radix(value, 16).ok())
-        .filter(|_| capable)
-        .unwrap_or_default();
+    let capabilities = if capable { capabilities(&status) } else { 0 };
     let text = program.display().to_string();
     let name = text.strip_suffix(" (deleted)").unwrap_or(&text).to_owned();
     let ours =
@@ -145,6 +160,12 @@ fn examine(id: u32, here: &Here, packet: &mut BTreeSet<u64>) -> io::Result<Optio
         packet_sockets: held.len(),
         xdp_sockets: if near { xdp_sockets(sockets.values()) } else { 0 },
     }))
+}
+
+/// The effective ones, bit by bit (capabilities(7)).
+fn capabilities(status: &str) -> u64 {
+    let value = field(status, "CapEff:").and_then(|value| u64::from_str_radix(value, 16).ok());
+    value.unwrap_or_default()
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
