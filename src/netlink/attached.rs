@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -37,14 +38,14 @@ pub struct Attached {
     pub parent_namespace: Option<i32>,
 }
 
-/// A filter of tc(8) on a link.
+/// Filters of tc(8) of one kind in one place of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    /// Its link's index.
+    /// Their link's index.
     pub link: u32,
-    /// Its kind: "u32", "bpf", ...
+    /// Their kind: "u32", "bpf", ...
     pub kind: String,
-    /// One of its actions hands packets to another link ("mirred").
+    /// An action of one of them hands packets to another link ("mirred").
     pub redirects: bool,
 }
 
@@ -93,22 +94,26 @@ pub fn filters(socket: &Socket) -> io::Result<Vec<Filter>> {
         }
         answers => answers?,
     };
-    let mut filters = Vec::new();
+    let mut filters = BTreeMap::new();
     for discipline in &disciplines {
         for (link, parent) in places(discipline) {
             let mut body = vec![0; 20];
             body[4..8].copy_from_slice(&link.to_ne_bytes());
             body[12..16].copy_from_slice(&parent.to_ne_bytes());
             match socket.dump_consistent(&request(RTM_GETTFILTER, NLM_F_DUMP, &body)) {
-                Ok(answers) => filters.extend(answers.iter().filter_map(read_filter)),
+                Ok(answers) => {
+                    for (kind, redirects) in answers.iter().filter_map(read_filter) {
+                        *filters.entry((link, parent, kind)).or_default() |= redirects;
+                    }
+                }
                 // The link, or its discipline, went meanwhile; or it takes no filters.
                 Err(error) if error.raw_os_error().is_some() => {}
                 Err(error) => return Err(error),
             }
         }
     }
-    filters.dedup();
-    Ok(filters)
+    let filter = |((link, _, kind), redirects)| Filter { link, kind, redirects };
+    Ok(filters.into_iter().map(filter).collect())
 }
 
 /// Where a discipline may have filters: (link, parent).
@@ -125,17 +130,13 @@ fn places(discipline: &Message) -> Vec<(u32, u32)> {
     parents.into_iter().map(|parent| (link, parent)).collect()
 }
 
-/// The first answer for a priority describes no filter but the list, and has no handle.
-fn read_filter(message: &Message) -> Option<Filter> {
+/// Kind, and whether it redirects. The first answer for a priority has no options: it is the list.
+fn read_filter(message: &Message) -> Option<(String, bool)> {
     const TCA_OPTIONS: u16 = 2;
     /// The name of the action, as it stands in TCA_ACT_KIND wherever each kind of filter nests it.
     const MIRRED: &[u8] = b"mirred\0";
     let options = Attributes(message.payload.get(20..)?).find(|it| it.0 == TCA_OPTIONS)?.1;
-    Some(Filter {
-        link: word(message, 4)?,
-        kind: kind(message, 20)?,
-        redirects: options.windows(MIRRED.len()).any(|it| it == MIRRED),
-    })
+    Some((kind(message, 20)?, options.windows(MIRRED.len()).any(|it| it == MIRRED)))
 }
 
 fn read_link(message: &Message) -> Option<Attached> {

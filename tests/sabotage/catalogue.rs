@@ -47,7 +47,10 @@ catalogue! {
     policy_flipped: Alone, Audit(&["lock-damaged"]),
         |it| it.nft("chain inet killswitch output { policy accept; }");
     table_dormant: Alone, Audit(&["lock-damaged"]),
-        |it| it.nft("table inet killswitch { flags dormant; }");
+        // The kernel refuses to put a table that persists to sleep.
+        |it| it.nft("delete table inet killswitch
+            table inet killswitch { flags dormant; chain output {
+                type filter hook output priority 0; policy drop; drop; }; }");
     chain_missing: Alone, Audit(&["lock-damaged"]),
         |it| it.nft("flush chain inet killswitch forward\ndelete chain inet killswitch forward");
     server_added: Alone, Audit(&["lock-damaged"]),
@@ -55,7 +58,8 @@ catalogue! {
     egress_guard_deleted: Alone, Audit(&["egress-guard-missing"]),
         |it| it.nft("delete table netdev killswitch");
     one_link_without_guard: Alone, Audit(&["egress-guard-missing"]), link_without_guard;
-    configuration_is_another: Alone, Audit(&["lock-damaged", "routing-guard-damaged"]),
+    configuration_is_another: Alone,
+        Audit(&["lock-damaged", "egress-guard-missing", "routing-guard-damaged"]),
         |it| it.edit("198.51.100.7:51820", "198.51.100.9:51820")
             .and_then(|()| it.run("ip rule del pref 27501"));
     daemon_killed: Connected, Audit(&["daemon-not-running"]), |it| {

@@ -43,14 +43,14 @@ pub enum Finder {
 #[derive(Default)]
 pub struct Harm {
     /// Killed when dropped.
-    pub processes: Vec<Process>,
+    pub _processes: Vec<Process>,
     /// Commands of a shell that change the mounts which the program sees, and nobody else.
     pub mounts: String,
 }
 
 impl From<Process> for Harm {
     fn from(process: Process) -> Self {
-        Harm { processes: vec![process], mounts: String::new() }
+        Harm { _processes: vec![process], mounts: String::new() }
     }
 }
 
@@ -122,7 +122,9 @@ impl Stage {
         // As the package sets it.
         lab.client.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
         let configuration = setup::write_configuration(&lab, "")?;
+        // What an earlier test left.
         let _ = fs::remove_dir_all(configuration.with_extension("d"));
+        let _ = fs::remove_dir_all("/run/killswitch");
         let mut stage = Stage { daemon: None, program: setup::program()?, configuration, lab };
         stage.edit("at_boot = false", "at_boot = true")?;
         if setting == Setting::Unguarded {

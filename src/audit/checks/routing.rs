@@ -1,12 +1,14 @@
 //! Policy rules and routes beside the routing guard's.
 
 use super::known;
+use super::lock::judgeable;
 use crate::audit::facts::PolicyRule;
 use crate::audit::kinds::*;
 use crate::audit::{Facts, Found, Unknown, Wanted};
 use crate::routing::{PREFERENCES, RouteKind, TABLE};
 
-fn guarded(wanted: &Wanted) -> Result<(), Unknown> {
+fn guarded(facts: &Facts, wanted: &Wanted) -> Result<(), Unknown> {
+    judgeable(facts, wanted)?;
     match wanted.policy.routing_guard {
         true => Ok(()),
         false => Err(Unknown::NotApplicable("an external tunnel has no routing guard".into())),
@@ -14,7 +16,7 @@ fn guarded(wanted: &Wanted) -> Result<(), Unknown> {
 }
 
 pub(super) fn rules(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
-    guarded(wanted)?;
+    guarded(facts, wanted)?;
     let mut found = Found::default();
     for rule in known(&facts.rules)? {
         if rule.table.is_none() || rule.preference > *PREFERENCES.end() {
@@ -53,7 +55,7 @@ fn cure(rule: &PolicyRule) -> String {
 }
 
 pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
-    guarded(wanted)?;
+    guarded(facts, wanted)?;
     let links = known(&facts.links)?;
     let tunnel = wanted.policy.tunnel.as_ref();
     let is_tunnel = |index: u32| {
