@@ -35,7 +35,7 @@ kinds! {
     CONFIGURATION_REFUSED "configuration-refused" Warning [27 65]
         "the configuration cannot be used: the next lock at boot is the strictest, without a tunnel";
     LOCK_DEGRADED "lock-degraded" Warning []
-        "the lock is weaker than asked for";
+        "the lock or the daemon says that something is weaker than asked";
     EGRESS_OFF "egress-guard-off" Warning [1 4 8 13 14]
         "without the egress guard packet sockets, bridged guests and macvlan are not stopped";
     KERNEL_WITHOUT_EGRESS "kernel-without-egress" Warning [1 4 13 14]

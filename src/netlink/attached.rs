@@ -71,16 +71,15 @@ pub fn namespace_number(socket: &Socket, other: BorrowedFd<'_>) -> io::Result<Op
     body.extend_from_slice(&NETNSA_FD.to_ne_bytes());
     body.extend_from_slice(&other.as_raw_fd().to_ne_bytes());
     socket.send(&request(RTM_GETNSID, 0, &body))?;
-    for message in socket.receive()? {
-        if let Some(failure) = message.ack().and_then(|ack| ack.failure) {
-            return Err(io::Error::from_raw_os_error(failure.errno));
-        }
-        let attributes = Attributes(message.payload.get(4..).unwrap_or_default());
-        let number = attributes.into_iter().find(|(kind, _)| *kind == NETNSA_NSID);
-        let number = number.and_then(|(_, value)| value.try_into().ok()).map(i32::from_ne_bytes);
-        return Ok(number.filter(|&number| number >= 0));
+    let answers = socket.receive()?;
+    let answer = answers.first().ok_or_else(|| io::Error::other("no answer from the kernel"))?;
+    if let Some(failure) = answer.ack().and_then(|ack| ack.failure) {
+        return Err(io::Error::from_raw_os_error(failure.errno));
     }
-    Ok(None)
+    let mut attributes = Attributes(answer.payload.get(4..).unwrap_or_default());
+    let number = attributes.find(|(kind, _)| *kind == NETNSA_NSID).map(|(_, value)| value);
+    let number = number.and_then(|value| value.try_into().ok()).map(i32::from_ne_bytes);
+    Ok(number.filter(|&number| number >= 0))
 }
 
 /// Every filter of every queueing discipline in the socket's namespace.

@@ -43,7 +43,8 @@ pub(super) fn lock(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
         found.find(&LOCK_DAMAGED, "table inet killswitch", "killswitch plan; killswitch lock");
     }
     for reason in status.degraded.iter().filter(|reason| !has_its_check(reason)) {
-        match reason.contains("this kernel") {
+        // Without IPv6 the tunnel has none: nothing is weaker.
+        match reason.contains("this kernel") || reason.starts_with("tunnel: ") {
             true => found.note(reason),
             false => found.find(&LOCK_DEGRADED, reason, "killswitch lock; killswitch status"),
         }

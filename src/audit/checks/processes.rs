@@ -27,7 +27,7 @@ const CAPABLE: [&str; 13] = [
 ];
 
 /// Programs that configure links and need packet sockets for it: leases, 802.1X, LLDP.
-const LINK_KEEPERS: [&str; 13] = [
+const LINK_KEEPERS: [&str; 16] = [
     "systemd-networkd",
     "NetworkManager",
     "nm-dhcp-helper",
@@ -41,6 +41,9 @@ const LINK_KEEPERS: [&str; 13] = [
     "hostapd",
     "lldpd",
     "wickedd-dhcp4",
+    "dhcpd",
+    "lldpad",
+    "avahi-autoipd",
 ];
 
 /// A program that the system's packages installed, outside of containers.
@@ -113,7 +116,7 @@ pub(super) fn capabilities(facts: &Facts, _: &Wanted) -> Result<Found, Unknown> 
         ));
     }
     if root > 0 {
-        found.note(format!("{root} processes of root's can open any lock, as root always can"));
+        found.note(format!("root's processes, which can open any lock: {root}"));
     }
     if !services.is_empty() {
         found.note(format!("system services with such capabilities: {}", services.join(", ")));

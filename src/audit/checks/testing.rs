@@ -43,7 +43,7 @@ pub(super) fn facts() -> Facts {
         addresses: Ok(Vec::new()),
         elsewhere: Ok(Vec::new()),
         processes: Ok(Processes::default()),
-        settings: BTreeMap::new(),
+        settings: [("net/ipv4/conf/all/arp_ignore".to_owned(), "1".to_owned())].into(),
         resolvers: Ok(vec!["10.64.0.1".parse().unwrap()]),
         connectivity: Ok(Vec::new()),
         modes: Ok(Vec::new()),

@@ -136,6 +136,7 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
     const FRA_FWMASK: u16 = 16;
     const FRA_PROTOCOL: u16 = 21;
     const RTPROT_KERNEL: u8 = 2;
+    const RT_TABLE_LOCAL: u8 = 255;
     const FR_ACT_TO_TBL: u8 = 1;
     const FIB_RULE_INVERT: u32 = 2;
     let header = message.payload.get(..12)?;
@@ -147,10 +148,14 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
     // A rule without it has preference zero.
     let preference = number(FRA_PRIORITY).unwrap_or_default();
     let by_kernel = attributes.get(&FRA_PROTOCOL).copied() == Some(&[RTPROT_KERNEL]);
-    if by_kernel && (PREFERENCES.contains(&preference) || preference == 0) {
+    if by_kernel && PREFERENCES.contains(&preference) {
         return None;
     }
     let looks_up = header[7] == FR_ACT_TO_TBL;
+    // The first rule, of a kernel that does not say whose it is.
+    if preference == 0 && header[4] == RT_TABLE_LOCAL {
+        return None;
+    }
     let table = match attributes.contains_key(&FRA_L3MDEV) {
         true => Some(0),
         false => number(FRA_TABLE).or(Some(u32::from(header[4]))),

@@ -176,12 +176,14 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 /// namespace of processes.
 fn container(directory: &Path, here: &Here) -> io::Result<Option<String>> {
     const MANAGERS: [&str; 7] =
-        ["docker", "libpod", "containerd", "crio", "kubepods", "lxc", "machine.slice"];
+        ["docker", "libpod", "cri-containerd", "crio", "kubepods", "lxc", "machine.slice"];
+    /// After a manager's name; its own service ("docker.service") is no container.
+    const REST: [&str; 3] = ["-", ".slice", ".payload"];
     let groups = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
     let manager = MANAGERS.iter().find(|manager| {
         groups.split(['/', '\n', ':']).any(|part| {
             part.strip_prefix(**manager)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+                .is_some_and(|rest| rest.is_empty() || REST.iter().any(|it| rest.starts_with(it)))
         })
     });
     if let Some(manager) = manager {
