@@ -19,9 +19,10 @@
 //!
 //! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
 //! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them; [`dbus`] how it is
-//! asked, and [`status`] and [`explain`] what can be asked without it; [`exceptions`] what it leaves
-//! open for a while (pure).
+//! asked, and [`status`], [`explain`] and [`audit`] what can be asked without it; [`exceptions`] what
+//! it leaves open for a while (pure).
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod daemon;

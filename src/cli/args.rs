@@ -23,6 +23,15 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
     [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
 
+/// What `audit` says by its exit status.
+pub const AUDIT_EXIT_STATUS: [(u8, &str); 5] = [
+    (0, "nothing found"),
+    (10, "warnings"),
+    (20, "something critical"),
+    (30, "nothing found, but a check could not be made"),
+    (4, "not permitted"),
+];
+
 const EVERYWHERE: &str = "Options of all commands";
 
 /// A VPN kill switch: while locked, nothing leaves this machine but through the tunnel.
@@ -146,6 +155,19 @@ pub enum Command {
         a line of a capture:          killswitch explain --out eth0 --line 'IP 192.0.2.1 > 1.1.1.1: ICMP echo request'\n  \
         all that is blocked:          killswitch --json monitor | killswitch explain --line -")]
     Explain(Explain),
+    /// Say what on this machine could weaken the lock, and what to do about it.
+    ///
+    /// It reads the kernel, processes and files, and disturbs nothing: the lock's layers, other
+    /// tables, XDP and tc, other namespaces, containers, capabilities, packet sockets, settings,
+    /// rules and routes, resolvers, files, the clock, units, and the initrd. killswitch(8) has every
+    /// finding. What the lock makes harmless is a note.
+    ///
+    /// Exit status: 0 nothing found, 10 warnings, 20 something critical, 30 nothing found, but a
+    /// check could not be made, 4 not permitted.
+    #[command(after_help = "Examples:\n  \
+        killswitch audit                                          what is there to mend?\n  \
+        killswitch --json audit | jq -r '.findings[] | .id'       for monitoring")]
+    Audit,
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
     /// First the leak without the lock, then none with it, through a series of faults. No root is

@@ -10,6 +10,7 @@ use clap::Parser;
 
 mod agent;
 pub mod args;
+mod audit;
 mod change;
 mod completions;
 mod demo;
@@ -76,6 +77,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Plan(options) => inspect::plan(arguments, options),
         Command::Rules(options) => inspect::rules(arguments, options),
         Command::Explain(options) => explain::explain(arguments, options),
+        Command::Audit => audit::audit(arguments),
         Command::Demo => demo::demo(arguments),
         Command::Completions { shell } => completions::completions(*shell),
         Command::Servers => completions::servers(&arguments.config),

@@ -32,9 +32,17 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
     Ok(status.exit_code())
 }
 
+/// A hung daemon must not keep anybody from an answer.
+const PATIENCE: Duration = Duration::from_millis(25);
+
 fn read(arguments: &Arguments) -> Result<Status, Failure> {
+    read_within(arguments, PATIENCE)
+}
+
+/// As [`read`], with this patience for the daemon.
+pub(super) fn read_within(arguments: &Arguments, patience: Duration) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
-    let mut told = ask_daemon();
+    let mut told = ask_daemon(patience);
     loop {
         let effective = status::with_exceptions(&policy, config.as_ref(), exceptions(&told));
         let mut status = match status::read(config.as_ref(), &effective, complaint.clone()) {
@@ -46,7 +54,7 @@ fn read(arguments: &Arguments) -> Result<Status, Failure> {
         };
         // An exception may have begun or ended since the daemon was asked.
         if status.locked && !status.intact && matches!(told, Ok(Some(_))) {
-            let since = ask_daemon();
+            let since = ask_daemon(patience);
             if exceptions(&since) != exceptions(&told) {
                 told = since;
                 continue;
@@ -66,10 +74,9 @@ fn read_by_daemon() -> Option<Status> {
     client::Daemon::reach(PATIENCE).and_then(|daemon| daemon.status()).ok()
 }
 
-/// What the daemon is at, if there is one; a hung one must not keep anybody from an answer.
-fn ask_daemon() -> Result<Option<Report>, client::Error> {
-    const PATIENCE: Duration = Duration::from_millis(25);
-    match client::Daemon::report_within(PATIENCE) {
+/// What the daemon is at, if there is one.
+fn ask_daemon(patience: Duration) -> Result<Option<Report>, client::Error> {
+    match client::Daemon::report_within(patience) {
         Ok(report) => Ok(Some(report)),
         Err(client::Error::NotRunning | client::Error::NoBus(_)) => Ok(None),
         // The machine's own daemon, seen from a user namespace, is not this one's.

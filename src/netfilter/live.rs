@@ -290,6 +290,66 @@ pub(super) fn read_table(socket: &Socket, family: Family) -> io::Result<Option<L
     }))
 }
 
+/// A table of another program's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForeignTable {
+    /// NFPROTO_*.
+    pub family: u8,
+    /// Its name.
+    pub name: String,
+    /// Its chains with their rules, and its flowtables; sets and objects are not read.
+    pub table: LiveTable,
+}
+
+/// Reads the tables of every family that are not ours.
+///
+/// # Errors
+/// The kernel's refusal; EINTR: the ruleset changed meanwhile, read again.
+pub fn read_foreign(socket: &Socket) -> io::Result<Vec<ForeignTable>> {
+    let ours = |family: u8, name: &str| {
+        name == TABLE && [Family::Inet, Family::Netdev].iter().any(|it| it.number() == family)
+    };
+    let mut tables: BTreeMap<(u8, String), LiveTable> = BTreeMap::new();
+    for message in dump_all(socket, kind::GETTABLE)? {
+        let Some(key) = table_of(&message) else { continue };
+        let flags = attributes(&message).get(&2).copied().and_then(number).unwrap_or_default();
+        tables.insert(key, LiveTable { flags, ..LiveTable::default() });
+    }
+    tables.retain(|(family, name), _| !ours(*family, name));
+    type Reader = fn(&mut LiveTable, &Message);
+    let readers: [(u16, Reader); 3] = [
+        (kind::GETCHAIN, read_chain),
+        (kind::GETRULE, read_rule),
+        (kind::GETFLOWTABLE, |table, message| {
+            table.flowtables.extend(attributes(message).get(&2).copied().map(text));
+        }),
+    ];
+    for (kind, read) in readers {
+        for message in dump_all(socket, kind)? {
+            if let Some(table) = table_of(&message).and_then(|key| tables.get_mut(&key)) {
+                read(table, &message);
+            }
+        }
+    }
+    let foreign = |((family, name), table)| ForeignTable { family, name, table };
+    Ok(tables.into_iter().map(foreign).collect())
+}
+
+/// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_FLOWTABLE_TABLE: all are 1.
+fn table_of(message: &Message) -> Option<(u8, String)> {
+    Some((*message.payload.first()?, attributes(message).get(&1).copied().map(text)?))
+}
+
+fn dump_all(socket: &Socket, kind: u16) -> io::Result<Vec<Message>> {
+    /// NFPROTO_UNSPEC: of every family.
+    const UNSPECIFIED: u8 = 0;
+    let flags = NLM_F_DUMP | NLM_F_ACK;
+    let request = Request { kind, flags, family: UNSPECIFIED, body: Vec::new() };
+    let mut bytes = Vec::new();
+    push(&mut bytes, NFNL_SUBSYS_NFTABLES << 8 | kind, &request, 0, 0);
+    socket.dump_consistent(&bytes)
+}
+
 fn read_chain(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
     let Some(name) = found.get(3).map(text) else { return };

@@ -4,11 +4,13 @@
 //! Synchronous on purpose: the lock runs at boot, before anything else, with no async runtime.
 
 mod addresses;
+mod attached;
 mod encode;
 mod links;
 mod socket;
 
 pub use addresses::{Address, addresses};
+pub use attached::{Attached, Filter, attached, filters, namespace_number};
 pub(crate) use encode::encode;
 pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 
 use clap::{Command, CommandFactory, Parser};
-use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
+use killswitch::audit::{KINDS, Severity};
+use killswitch::cli::args::{
+    AUDIT_EXIT_STATUS, Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS,
+};
 use killswitch::config::{self, LinkPattern};
 use killswitch::daemon::calls::{Event, Report};
 use killswitch::lock::{Exception, Layers, State, Status, Tunnel};
@@ -131,14 +134,20 @@ fn the_manual_has_every_exit_status() {
             (number, lines.next().unwrap_or_default())
         })
         .collect();
-    let known = [&EXIT_STATUS[..], &STATUS_EXIT_STATUS, &PLAN_EXIT_STATUS].concat();
+    let known =
+        [&EXIT_STATUS[..], &STATUS_EXIT_STATUS, &PLAN_EXIT_STATUS, &AUDIT_EXIT_STATUS].concat();
     assert_eq!(listed, known);
     let mut command = Arguments::command();
     let help = words(&command.render_long_help().to_string());
     for (code, meaning) in EXIT_STATUS {
         assert!(help.contains(&format!("{code} {meaning}")), "killswitch --help: {code}");
     }
-    for (name, statuses) in [("status", &STATUS_EXIT_STATUS[..]), ("plan", &PLAN_EXIT_STATUS)] {
+    let own = [
+        ("status", &STATUS_EXIT_STATUS[..]),
+        ("plan", &PLAN_EXIT_STATUS),
+        ("audit", &AUDIT_EXIT_STATUS),
+    ];
+    for (name, statuses) in own {
         let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
         for (code, meaning) in statuses {
             let help = words(&help.replace(':', ""));
@@ -202,6 +211,30 @@ fn the_manual_has_every_key_of_status() {
         let name = serde_json::to_value(state).unwrap();
         let name = name.as_str().unwrap();
         assert!(text.contains(&format!(".Ql {name}")), "killswitch(8) lacks the state {name}");
+    }
+}
+
+#[test]
+fn the_manual_has_every_finding() {
+    let manual = read(MANUALS[0]);
+    let text = section(&manual, "AUDIT");
+    for (head, severity) in [("Critical", Severity::Critical), ("Warnings", Severity::Warning)] {
+        let (_, part) = text.split_once(&format!(".Ss {head}\n")).expect(head);
+        let part = part.split("\n.El").next().unwrap_or(part);
+        let listed: BTreeMap<&str, String> = part
+            .split(".It Cm ")
+            .skip(1)
+            .filter_map(|item| item.split_once('\n'))
+            .map(|(id, why)| (id, words(why)))
+            .collect();
+        let kinds = KINDS.iter().filter(|kind| kind.severity == severity);
+        let known: BTreeMap<&str, String> =
+            kinds.map(|kind| (kind.id, words(&format!("{}.", kind.why)))).collect();
+        assert_eq!(listed, known);
+    }
+    let threats: Vec<u32> = crate::threat_rows().iter().map(|(number, _)| *number).collect();
+    for kind in KINDS {
+        assert!(kind.threats.iter().all(|threat| threats.contains(threat)), "{kind:?}");
     }
 }
 

@@ -1,0 +1,129 @@
+//! Policy rules and routes beside the routing guard's.
+
+use super::known;
+use super::lock::judgeable;
+use crate::audit::facts::PolicyRule;
+use crate::audit::kinds::*;
+use crate::audit::{Facts, Found, Unknown, Wanted};
+use crate::routing::{PREFERENCES, RouteKind, TABLE};
+
+fn guarded(facts: &Facts, wanted: &Wanted) -> Result<(), Unknown> {
+    judgeable(facts, wanted)?;
+    match wanted.policy.routing_guard {
+        true => Ok(()),
+        false => Err(Unknown::NotApplicable("an external tunnel has no routing guard".into())),
+    }
+}
+
+pub(super) fn rules(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
+    guarded(facts, wanted)?;
+    let mut found = Found::default();
+    for rule in known(&facts.rules)? {
+        if rule.table.is_none() || rule.preference > *PREFERENCES.end() {
+            continue;
+        }
+        let what = describe(rule);
+        match is_narrow(rule) {
+            true => found
+                .note(format!("{what}: only for packets with that mark, or that are forwarded")),
+            false => found.find(&RULE_BEFORE_GUARD, what, cure(rule)),
+        }
+    }
+    Ok(found)
+}
+
+/// It needs a mark that nothing has by itself, or it is about what comes from elsewhere, which the
+/// table does not forward.
+fn is_narrow(rule: &PolicyRule) -> bool {
+    let marked = rule.mark.is_some_and(|mark| mark.value & mark.mask != 0);
+    let forwarded = rule.came_by.as_deref().is_some_and(|link| link != "lo");
+    (marked || forwarded) && !rule.inverted
+}
+
+fn describe(rule: &PolicyRule) -> String {
+    let family = if rule.v6 { 6 } else { 4 };
+    let table = match rule.table {
+        Some(0) => "a VRF".into(),
+        table => format!("table {}", table.unwrap_or_default()),
+    };
+    format!("IPv{family} rule {}: lookup {table}", rule.preference)
+}
+
+fn cure(rule: &PolicyRule) -> String {
+    let family = if rule.v6 { 6 } else { 4 };
+    format!("ip -{family} rule del pref {}", rule.preference)
+}
+
+pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
+    guarded(facts, wanted)?;
+    let links = known(&facts.links)?;
+    let tunnel = wanted.policy.tunnel.as_ref();
+    let is_tunnel = |index: u32| {
+        links.iter().any(|link| {
+            link.index == index && tunnel.is_some_and(|tunnel| tunnel.interface == link.name)
+        })
+    };
+    let mut found = Found::default();
+    for route in known(&facts.routes)? {
+        let RouteKind::Link(index) = route.kind else { continue };
+        if is_tunnel(index) {
+            continue;
+        }
+        let name = links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
+        let cure = format!("ip route del {} dev {name} table {TABLE}", route.destination);
+        found.find(&ROGUE_ROUTE, format!("route {} by link {name}", route.destination), cure);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{facts, ids, wanted};
+    use super::*;
+    use crate::audit::facts::Mark;
+    use crate::routing::Route;
+
+    const RULE: PolicyRule = PolicyRule {
+        v6: false,
+        preference: 100,
+        table: Some(254),
+        mark: None,
+        came_by: None,
+        inverted: false,
+    };
+
+    fn with(rule: PolicyRule) -> Vec<&'static str> {
+        let mut facts = facts();
+        facts.rules = Ok(vec![rule]);
+        ids(&facts, &wanted())
+    }
+
+    #[test]
+    fn rules_before_the_guard_are_found_unless_narrow() {
+        assert_eq!(with(RULE), ["rule-before-guard"]);
+        assert_eq!(with(PolicyRule { preference: 27_502, ..RULE }), ["rule-before-guard"]);
+        assert_eq!(with(PolicyRule { preference: 32_766, ..RULE }), [""; 0]);
+        assert_eq!(with(PolicyRule { table: None, ..RULE }), [""; 0]);
+        let marked = PolicyRule { mark: Some(Mark { value: 1, mask: 255 }), ..RULE };
+        assert_eq!(with(marked.clone()), [""; 0]);
+        assert_eq!(with(PolicyRule { inverted: true, ..marked }), ["rule-before-guard"]);
+        let unmarked = PolicyRule { mark: Some(Mark { value: 0, mask: 255 }), ..RULE };
+        assert_eq!(with(unmarked), ["rule-before-guard"]);
+        assert_eq!(with(PolicyRule { came_by: Some("docker0".into()), ..RULE }), [""; 0]);
+        assert_eq!(with(PolicyRule { came_by: Some("lo".into()), ..RULE }), ["rule-before-guard"]);
+    }
+
+    #[test]
+    fn a_route_may_lead_into_the_tunnel_alone() {
+        let route = |index| Route {
+            destination: "0.0.0.0/1".parse().unwrap(),
+            metric: 0,
+            kind: RouteKind::Link(index),
+        };
+        let mut it = facts();
+        it.routes = Ok(vec![route(3)]);
+        assert_eq!(ids(&it, &wanted()), [""; 0]);
+        it.routes = Ok(vec![route(2)]);
+        assert_eq!(ids(&it, &wanted()), ["rogue-route"]);
+    }
+}
