@@ -20,7 +20,7 @@
 //! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
 //! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them; [`dbus`] how it is
 //! asked, and [`status`] and [`explain`] what can be asked without it; [`exceptions`] what it leaves
-//! open for a while (pure).
+//! open for a while (pure); [`evidence`] what is kept of it all, and [`metrics`] its numbers.
 
 pub mod cli;
 pub mod config;
@@ -29,12 +29,14 @@ pub mod dbus;
 pub mod dice;
 pub mod dns;
 pub mod engine;
+pub mod evidence;
 pub mod exceptions;
 pub mod explain;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod leaktest;
 pub mod lock;
+pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
 pub mod policy;

@@ -32,7 +32,7 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
     Ok(status.exit_code())
 }
 
-fn read(arguments: &Arguments) -> Result<Status, Failure> {
+pub(super) fn read(arguments: &Arguments) -> Result<Status, Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
     let mut told = ask_daemon();
     loop {
@@ -67,7 +67,7 @@ fn read_by_daemon() -> Option<Status> {
 }
 
 /// What the daemon is at, if there is one; a hung one must not keep anybody from an answer.
-fn ask_daemon() -> Result<Option<Report>, client::Error> {
+pub(super) fn ask_daemon() -> Result<Option<Report>, client::Error> {
     const PATIENCE: Duration = Duration::from_millis(25);
     match client::Daemon::report_within(PATIENCE) {
         Ok(report) => Ok(Some(report)),
