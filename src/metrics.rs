@@ -125,9 +125,8 @@ fn state(state: State) -> Family {
 
 fn of_tunnel(status: &Status) -> Vec<Family> {
     let Some(tunnel) = &status.tunnel else { return Vec::new() };
-    let labelled = |value| {
-        vec![Sample { labels: vec![("interface", tunnel.interface.clone())], value }]
-    };
+    let labelled =
+        |value| vec![Sample { labels: vec![("interface", tunnel.interface.clone())], value }];
     let mut all = vec![
         family(
             "killswitch_tunnel_up",
@@ -177,12 +176,7 @@ fn dropped(status: &Status) -> [Family; 2] {
             "Packets that the lock dropped or refused.",
             samples(|it| it.packets),
         ),
-        family(
-            "killswitch_dropped_bytes_total",
-            "counter",
-            "Their bytes.",
-            samples(|it| it.bytes),
-        ),
+        family("killswitch_dropped_bytes_total", "counter", "Their bytes.", samples(|it| it.bytes)),
     ]
 }
 

@@ -108,10 +108,9 @@ impl fmt::Display for Fault {
             Fault::Head { noted, found: None } => {
                 write!(to, "the journal ends before entry {}, which was noted", noted.seq)
             }
-            Fault::Cut(seq) => write!(
-                to,
-                "the journal was cut or edited before entry {seq}, which records it"
-            ),
+            Fault::Cut(seq) => {
+                write!(to, "the journal was cut or edited before entry {seq}, which records it")
+            }
             Fault::TooOld(noted) => {
                 write!(to, "entry {} has been rotated away: note a newer head", noted.seq)
             }
@@ -191,10 +190,9 @@ impl Follower {
         match text("event") {
             "rotated" => self.rotated.extend(Head::parse(text("last"))),
             "cut" => self.cut = self.cut.or(Some(seq)),
-            "torn" => self.notes.push(format!(
-                "entry {seq} records a torn line, kept in {}",
-                text("kept")
-            )),
+            "torn" => self
+                .notes
+                .push(format!("entry {seq} records a torn line, kept in {}", text("kept"))),
             "lost" | "left_out" => self
                 .notes
                 .push(format!("entry {seq} records that {} entries are missing", entry["entries"])),

@@ -219,8 +219,7 @@ impl Journal {
     }
 
     fn add(&mut self, what: &[What]) -> io::Result<()> {
-        let bodies: Vec<String> =
-            what.iter().map(|it| Record::now(it.clone()).body()).collect();
+        let bodies: Vec<String> = what.iter().map(|it| Record::now(it.clone()).body()).collect();
         self.add_bodies(&bodies)
     }
 

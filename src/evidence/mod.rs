@@ -24,8 +24,8 @@ pub mod verify;
 pub mod words;
 
 pub use caller::Caller;
-pub use record::{Record, Through, What, ruleset_hash};
 pub(crate) use record::clipped;
+pub use record::{Record, Through, What, ruleset_hash};
 pub(crate) use recorder::{Recorder, Trouble};
 
 /// Where evidence is kept.

@@ -5,8 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Map, Value};
 
 /// What stands in columns of its own, or is of no interest to people.
-const APART: [&str; 7] =
-    ["seq", "previous", "time", "event", "boot_id", "boottime_us", "writer"];
+const APART: [&str; 7] = ["seq", "previous", "time", "event", "boot_id", "boottime_us", "writer"];
 
 /// On a line.
 pub fn line(entry: &Map<String, Value>) -> String {
