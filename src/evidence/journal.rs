@@ -307,3 +307,216 @@ fn end_of(file: &mut File) -> io::Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::verify::{Verdict, verify};
+    use super::*;
+
+    struct Shelf {
+        folder: tempfile::TempDir,
+        places: Places,
+    }
+
+    impl Shelf {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            fs::create_dir_all(at("lib/something")).unwrap();
+            let journal = at("lib/killswitch/evidence");
+            let places = Places { run: at("run"), mounted: at("lib"), journal };
+            Shelf { folder, places }
+        }
+
+        fn note(&self, repairs: std::ops::Range<u64>) {
+            for repairs in repairs {
+                let record = Record::now(What::Repaired { repairs });
+                spool::append(&self.places, &record.body()).unwrap();
+            }
+        }
+
+        fn fold(&self) -> Folded {
+            fold(&self.places, LIMITS).unwrap()
+        }
+
+        fn verify(&self) -> Verdict {
+            let noted: Vec<Head> = noted_head(&self.places).into_iter().collect();
+            verify(&files(&self.places.journal).unwrap(), &noted).unwrap()
+        }
+
+        fn entries(&self) -> Vec<Map<String, Value>> {
+            let files = files(&self.places.journal).unwrap();
+            let text: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+
+        /// Numbers of entries of this kind.
+        fn found(&self, event: &str, key: &str) -> Vec<u64> {
+            let entries = self.entries();
+            let of = entries.iter().filter(|it| it["event"] == event);
+            of.map(|it| it[key].as_u64().unwrap()).collect()
+        }
+
+        fn newest(&self) -> PathBuf {
+            files(&self.places.journal).unwrap().pop().unwrap()
+        }
+    }
+
+    #[test]
+    fn what_waits_is_folded_in_in_order() {
+        let shelf = Shelf::new();
+        assert!(matches!(shelf.fold(), Folded::Nothing));
+        shelf.note(0..5);
+        assert!(matches!(shelf.fold(), Folded::To(Head { seq: 5, .. }, _)));
+        shelf.note(5..7);
+        shelf.fold();
+        let verdict = shelf.verify();
+        assert!(verdict.broken.is_none() && verdict.entries == 7, "{verdict:?}");
+        assert_eq!(shelf.found("repaired", "repairs"), [0, 1, 2, 3, 4, 5, 6]);
+        assert!(!shelf.places.pending().exists() && !shelf.places.folding().exists());
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&shelf.newest()), mode(&shelf.places.journal)), (0o600, 0o700));
+        assert_eq!((mode(&shelf.places.head()), mode(&shelf.places.run)), (0o600, 0o700));
+    }
+
+    #[test]
+    fn nothing_is_written_below_an_empty_mount_point() {
+        let shelf = Shelf::new();
+        shelf.note(0..1);
+        fs::remove_dir(shelf.folder.path().join("lib/something")).unwrap();
+        assert!(matches!(shelf.fold(), Folded::NotMounted));
+        assert!(!shelf.folder.path().join("lib/killswitch").exists());
+        fs::create_dir(shelf.folder.path().join("lib/something")).unwrap();
+        assert!(matches!(shelf.fold(), Folded::To(Head { seq: 1, .. }, _)));
+    }
+
+    /// Whoever folds is killed after any number of bytes: nothing is lost, nothing is there twice, and
+    /// what was torn is kept and recorded.
+    #[test]
+    fn a_death_at_any_byte_costs_nothing() {
+        let shelf = Shelf::new();
+        shelf.note(0..2);
+        shelf.fold();
+        let before = fs::read(shelf.newest()).unwrap();
+        let head = fs::read(shelf.places.head()).unwrap();
+        shelf.note(2..5);
+        let waiting = fs::read(shelf.places.pending()).unwrap();
+        shelf.fold();
+        let after = fs::read(shelf.newest()).unwrap();
+        for length in before.len()..=after.len() {
+            fs::write(shelf.newest(), &after[..length]).unwrap();
+            fs::write(shelf.places.head(), &head).unwrap();
+            fs::write(shelf.places.folding(), &waiting).unwrap();
+            shelf.fold();
+            let verdict = shelf.verify();
+            assert!(verdict.broken.is_none(), "{length}: {verdict:?}");
+            assert_eq!(shelf.found("repaired", "repairs"), [0, 1, 2, 3, 4], "{length}");
+            let torn = after[..length].iter().rev().take_while(|byte| **byte != b'\n').count();
+            let told = if torn == 0 { vec![] } else { vec![torn as u64] };
+            assert_eq!(shelf.found("torn", "bytes"), told, "{length}");
+            if torn > 0 {
+                let entries = shelf.entries();
+                let entry = entries.iter().find(|it| it["event"] == "torn").unwrap();
+                let kept = fs::read(entry["kept"].as_str().unwrap()).unwrap();
+                assert_eq!(kept, after[length - torn..length]);
+                assert_eq!(entry["sha256"], chain::hash(&kept));
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_that_died_within_a_line_is_recorded() {
+        let shelf = Shelf::new();
+        shelf.note(0..1);
+        let whole = fs::read(shelf.places.pending()).unwrap();
+        let torn = [&whole[..], &whole[..20]].concat();
+        fs::write(shelf.places.pending(), torn).unwrap();
+        shelf.note(1..2);
+        shelf.fold();
+        assert!(shelf.verify().broken.is_none());
+        assert_eq!(shelf.found("repaired", "repairs"), [0, 1]);
+        assert_eq!(shelf.found("torn", "bytes"), [20]);
+    }
+
+    #[test]
+    fn files_change_and_the_oldest_goes() {
+        let shelf = Shelf::new();
+        let limits = Limits { file: 1000, files: 3 };
+        for number in 0..60 {
+            shelf.note(number..number + 1);
+            fold(&shelf.places, limits).unwrap();
+        }
+        assert_eq!(files(&shelf.places.journal).unwrap().len(), 3);
+        let verdict = shelf.verify();
+        assert!(verdict.broken.is_none(), "{verdict:?}");
+        let oldest = files(&shelf.places.journal).unwrap().remove(0);
+        fs::remove_file(oldest).unwrap();
+        let verdict = shelf.verify();
+        assert!(
+            matches!(&verdict.broken, Some(it) if matches!(it.why, chain::Fault::Beginning(_))),
+            "{verdict:?}"
+        );
+    }
+
+    #[test]
+    fn a_cut_and_an_edit_are_recorded() {
+        for cut in [true, false] {
+            let shelf = Shelf::new();
+            shelf.note(0..3);
+            shelf.fold();
+            let text = fs::read_to_string(shelf.newest()).unwrap();
+            let last = text.trim_end().rfind('\n').unwrap() + 1;
+            let other = match cut {
+                true => text[..last].to_owned(),
+                false => format!("{}{}", &text[..last], text[last..].replace("2}", "7}")),
+            };
+            assert_ne!(text, other);
+            fs::write(shelf.newest(), other).unwrap();
+            assert!(shelf.verify().broken.is_some());
+            shelf.note(3..4);
+            shelf.fold();
+            let verdict = shelf.verify();
+            let told =
+                matches!(&verdict.broken, Some(it) if matches!(it.why, chain::Fault::Cut(_)));
+            assert!(told, "{verdict:?}");
+        }
+    }
+
+    /// Somebody else's writing into the spool cannot pass for a line of the chain.
+    #[test]
+    fn what_is_no_record_is_kept_aside() {
+        let shelf = Shelf::new();
+        shelf.note(0..1);
+        let forged = "{\"seq\":9,\"previous\":\"0\",\"event\":\"unlock\"}\nnonsense\n{}\n";
+        let waiting = fs::read_to_string(shelf.places.pending()).unwrap();
+        fs::write(shelf.places.pending(), format!("{forged}{waiting}")).unwrap();
+        shelf.fold();
+        let events: Vec<Value> = shelf.entries().iter().map(|it| it["event"].clone()).collect();
+        assert_eq!(events, ["torn", "torn", "torn", "repaired"]);
+        assert!(shelf.verify().broken.is_none());
+    }
+
+    #[test]
+    fn several_write_and_fold_at_once() {
+        let shelf = Shelf::new();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let shelf = &shelf;
+                scope.spawn(move || {
+                    for number in 0..50 {
+                        shelf.note(writer * 100 + number..writer * 100 + number + 1);
+                        let _ = fold(&shelf.places, Limits { file: 20_000, files: 100 });
+                    }
+                });
+            }
+        });
+        shelf.fold();
+        let verdict = shelf.verify();
+        assert!(verdict.broken.is_none() && verdict.entries == 200, "{verdict:?}");
+        let mut found = shelf.found("repaired", "repairs");
+        found.sort_unstable();
+        let all: Vec<u64> = (0..4).flat_map(|it| it * 100..it * 100 + 50).collect();
+        assert_eq!(found, all);
+    }
+}
