@@ -215,7 +215,7 @@ pub struct Unlock {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
-    /// Why, for the journal.
+    /// Why, for the journal and the evidence.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub reason: String,
 }

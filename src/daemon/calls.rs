@@ -270,3 +270,19 @@ fn evidence_of(event: &Event) -> Option<What> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On kernels where the tables have an owner nobody else can change them: so by hand.
+    #[test]
+    fn the_culprit_reaches_the_evidence() {
+        let (layer, process) = ("tables".to_owned(), Some("nft".to_owned()));
+        let event =
+            Event::Tampered { layer: layer.clone(), pid: Some(7), process: process.clone() };
+        let what = What::Tampered { layer, pid: Some(7), process };
+        assert_eq!(evidence_of(&event), Some(what));
+        assert_eq!(evidence_of(&Event::State(Report::default())), None);
+    }
+}

@@ -142,7 +142,7 @@ impl Journal {
         // The newest may be empty, if somebody died who had just begun it.
         for path in files.iter().rev() {
             tail = end_of(&mut File::open(path)?)?;
-            if let Some((_, last)) = whole_lines(&tail).last().and_then(|line| chain::ends(line)) {
+            if let Some((_, last)) = whole_lines(&tail).last().and_then(chain::ends) {
                 head = last;
                 break;
             }
@@ -207,7 +207,7 @@ impl Journal {
         let files = files(&self.directory)?;
         for oldest in &files[..files.len().saturating_sub(limits.files)] {
             let tail = end_of(&mut File::open(oldest)?)?;
-            let last = whole_lines(&tail).last().and_then(|line| chain::ends(line));
+            let last = whole_lines(&tail).last().and_then(chain::ends);
             let last = last.map(|(_, head)| head.to_string()).unwrap_or_default();
             let removed = oldest.file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.add(&[What::Rotated { removed, last }])?;

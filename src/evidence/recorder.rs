@@ -18,7 +18,7 @@ const BACKLOG: usize = 1024;
 /// Before what could not be folded in is tried again: at boot /var comes within seconds, a full disk
 /// may stay so for days.
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(15);
 /// For /var to be mounted, before its absence is told.
 const BOOTS: Duration = Duration::from_secs(120);
 
@@ -113,12 +113,12 @@ impl Thread {
                         self.take(task, &mut ends);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => pause = pause.map(|it| (it * 2).min(LONGEST)),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // In memory, all of it: this process may end.
             ends.into_iter().for_each(drop);
-            pause = self.fold(pause);
+            pause = self.fold().then(|| pause.unwrap_or(SHORTEST));
         }
     }
 
@@ -154,8 +154,8 @@ impl Thread {
         }
     }
 
-    /// When to try again, if that must be.
-    fn fold(&self, pause: Option<Duration>) -> Option<Duration> {
+    /// Whether to try again.
+    fn fold(&self) -> bool {
         self.tell_lost();
         let place = self.places.journal.display();
         let (trouble, again) = match journal::fold(&self.places, journal::LIMITS) {
@@ -194,6 +194,6 @@ impl Thread {
             *told = trouble;
             differs
         });
-        again.then(|| pause.map_or(SHORTEST, |it| (it * 2).min(LONGEST)))
+        again
     }
 }
