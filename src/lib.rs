@@ -20,7 +20,7 @@
 //! [`watch`] tells that something changed; [`engine`] decides (pure, as above); [`wireguard`] is the
 //! tunnel; [`dns`] the resolvers behind it; [`daemon`] the loop that joins them; [`dbus`] how it is
 //! asked, and [`status`], [`explain`] and [`audit`] what can be asked without it; [`exceptions`] what
-//! it leaves open for a while (pure).
+//! it leaves open for a while (pure); [`evidence`] what is kept of it all, and [`metrics`] its numbers.
 
 pub mod audit;
 pub mod cli;
@@ -30,6 +30,7 @@ pub mod dbus;
 pub mod dice;
 pub mod dns;
 pub mod engine;
+pub mod evidence;
 pub mod exceptions;
 pub mod explain;
 mod harmless;
@@ -38,6 +39,7 @@ pub mod html;
 pub mod lab;
 pub mod leaktest;
 pub mod lock;
+pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
 pub mod policy;

@@ -6,6 +6,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::EXCEPTION_KINDS;
+use crate::evidence::chain::Head;
 use crate::exceptions::DURATION;
 use crate::explain::Words;
 
@@ -19,6 +20,8 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
     (20, "open"),
     (30, "damaged or cannot tell"),
 ];
+/// What `evidence verify` says by its exit status.
+pub const VERIFY_EXIT_STATUS: [(u8, &str); 3] = [(0, "whole"), (1, "broken"), (30, "cannot tell")];
 /// What `plan --exit-code` says by its exit status.
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
     [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
@@ -168,6 +171,19 @@ pub enum Command {
         killswitch audit                                          what is there to mend?\n  \
         killswitch --json audit | jq -r '.findings[] | .id'       for monitoring")]
     Audit,
+    /// Show, verify or export the journal of what happened to the lock.
+    ///
+    /// Every change of state, command, request, refusal, tampering and repair: who, from where, why. Its
+    /// lines are chained by hashes, so that an edit shows.
+    #[command(subcommand)]
+    Evidence(EvidenceCommand),
+    /// Print numbers for Prometheus, read from the kernel.
+    ///
+    /// In the format of node_exporter's textfile collector.
+    #[command(after_help = "Examples:\n  \
+        killswitch metrics | promtool check metrics\n  \
+        killswitch metrics --output /var/lib/prometheus/node-exporter/killswitch.prom")]
+    Metrics(Metrics),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
     /// First the leak without the lock, then none with it, through a series of faults. No root is
@@ -235,7 +251,7 @@ pub struct Unlock {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
-    /// Why, for the journal.
+    /// Why, for the journal and the evidence.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub reason: String,
 }
@@ -290,6 +306,82 @@ fn seconds(text: &str) -> Result<u32, String> {
         return Err("an exception lasts a whole number of seconds, up to 24 hours".into());
     }
     u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
+}
+
+/// What to do with the evidence.
+#[derive(Debug, Subcommand)]
+pub enum EvidenceCommand {
+    /// Print what happened, the oldest first.
+    #[command(after_help = "Examples:\n  \
+        killswitch evidence show --since 2h               the last two hours\n  \
+        killswitch evidence show --since 2026-11-22       since that day, UTC\n  \
+        killswitch --json evidence show | jq 'select(.event == \"unlock\") | .by, .reason'")]
+    Show(ShowEvidence),
+    /// Say whether the journal is whole, and where it is not.
+    ///
+    /// Exit status: 0 whole, 1 broken, 30 cannot tell.
+    #[command(after_help = "Examples:\n  \
+        killswitch evidence verify                        this machine's\n  \
+        killswitch evidence verify export.jsonl           one that was exported")]
+    Verify(VerifyEvidence),
+    /// Write the journal to one file, or print it.
+    #[command(after_help = "Examples:\n  \
+        killswitch evidence export --output evidence.jsonl\n  \
+        killswitch evidence export --format html --output evidence.html")]
+    Export(ExportEvidence),
+}
+
+/// Options of `evidence show`.
+#[derive(Debug, Args)]
+pub struct ShowEvidence {
+    /// Only what happened since: a duration, e.g. 2h, or a time in UTC, e.g. "2026-11-22 08:00:00".
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only so many, the last ones.
+    #[arg(long, value_name = "NUMBER")]
+    pub last: Option<usize>,
+}
+
+/// Options of `evidence verify`.
+#[derive(Debug, Args)]
+pub struct VerifyEvidence {
+    /// Files to verify in this order, instead of this machine's journal.
+    pub file: Vec<PathBuf>,
+    /// The end of the journal as it was noted elsewhere: its number and hash.
+    #[arg(long, value_name = "SEQ:HASH", value_parser = head)]
+    pub head: Option<Head>,
+}
+
+fn head(text: &str) -> Result<Head, String> {
+    Head::parse(text).ok_or_else(|| "a number, a colon and 64 hexadecimal digits".into())
+}
+
+/// Options of `evidence export`.
+#[derive(Debug, Args)]
+pub struct ExportEvidence {
+    /// How to write it: as it is, a JSON document to a line, or as a page for a browser.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ExportFormat::Jsonl)]
+    pub format: ExportFormat,
+    /// Where to, instead of standard output; for root's eyes only.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// How `evidence export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// JSON lines, which can be verified.
+    Jsonl,
+    /// A page for a browser.
+    Html,
+}
+
+/// Options of `metrics`.
+#[derive(Debug, Args)]
+pub struct Metrics {
+    /// Where to, instead of standard output; the file is replaced at once.
+    #[arg(long, value_name = "FILE.prom")]
+    pub output: Option<PathBuf>,
 }
 
 /// Options of `status`.

@@ -11,10 +11,11 @@ use serde::Serialize;
 
 use super::agent::with_agent;
 use super::args::{Arguments, Lock, Reload, Unlock};
-use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, output, ssh};
+use super::{BAD_CONFIGURATION, FAILED, Failure, NOT_PERMITTED, evidence, output, ssh};
 use crate::config::{self, Config};
 use crate::dbus::client::{self, Daemon};
 use crate::dbus::{self, SOCKET};
+use crate::evidence::{Caller, Through, What, clipped, ruleset_hash};
 use crate::lock::{self, Outcome};
 use crate::netfilter;
 use crate::policy::Policy;
@@ -30,7 +31,7 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
     if options.boot {
         return lock_at_boot(arguments);
     }
-    apply(arguments, options.yes, "locked", Daemon::lock).map_err(|failure| {
+    apply(arguments, options.yes, ("lock", "locked"), Daemon::lock).map_err(|failure| {
         let open = geteuid().is_root() && lock::read().is_ok_and(|live| !live.locked());
         match failure.code {
             BAD_CONFIGURATION if open => Failure {
@@ -47,12 +48,14 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
 }
 
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
-    apply(arguments, options.yes, "reloaded", Daemon::reload).map_err(|failure| Failure {
-        message: match failure.code {
-            BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
-            _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
-        },
-        ..failure
+    apply(arguments, options.yes, ("reload", "reloaded"), Daemon::reload).map_err(|failure| {
+        Failure {
+            message: match failure.code {
+                BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
+                _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
+            },
+            ..failure
+        }
     })
 }
 
@@ -60,12 +63,12 @@ pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Fail
 fn apply(
     arguments: &Arguments,
     yes: bool,
-    done: &str,
+    (command, done): (&str, &str),
     ask: fn(&Daemon) -> Result<Outcome, client::Error>,
 ) -> Result<u8, Failure> {
     let file = std::path::absolute(&arguments.config)?;
     let outcome = match geteuid().is_root() {
-        true => apply_file(&file, yes)?,
+        true => apply_file(&file, yes, command)?,
         false => over_the_bus(|daemon| {
             daemon.reads(&file)?;
             match ssh::session().filter(|_| !yes) {
@@ -79,7 +82,7 @@ fn apply(
     Ok(0)
 }
 
-fn apply_file(file: &Path, yes: bool) -> Result<Outcome, Failure> {
+fn apply_file(file: &Path, yes: bool, command: &str) -> Result<Outcome, Failure> {
     let config = config::load(file).map_err(|error| unless_forbidden(&error))?;
     let policy = Policy::from_config(&config);
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
@@ -89,7 +92,30 @@ fn apply_file(file: &Path, yes: bool) -> Result<Outcome, Failure> {
         daemon.reads(file)?;
         daemon.reload()
     };
-    by_daemon_or(by_daemon, || lock::lock(&policy))
+    let by = evidence::typed(command, "");
+    let directly = || {
+        let outcome = lock::lock(&policy)?;
+        evidence::note(locked(by.clone(), Through::Kernel, &policy, &outcome));
+        Ok(outcome)
+    };
+    recorded(command, by_daemon_or(by_daemon, directly))
+}
+
+/// As evidence: the lock was closed by this process.
+fn locked(by: Caller, through: Through, policy: &Policy, outcome: &Outcome) -> What {
+    let ruleset = Some(ruleset_hash(policy));
+    let degraded = outcome.degraded.iter().map(|it| clipped(it)).take(16).collect();
+    What::Lock { by, through, changed: Some(outcome.changed), ruleset, degraded }
+}
+
+/// Also that it failed is evidence; the daemon keeps its own. At the end what waits is folded in.
+fn recorded<T>(command: &str, result: Result<T, Failure>) -> Result<T, Failure> {
+    if let Err(failure) = &result {
+        let why = failure.message.lines().next().unwrap_or_default();
+        evidence::note(What::Failed { what: command.into(), why: clipped(why) });
+    }
+    evidence::fold();
+    result
 }
 
 /// Whether the lock that the daemon holds, or would, lets a session's replies out: who is not root may
@@ -263,8 +289,10 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
         }
         return Ok(0);
     }
-    match lock::lock(&Policy::from_config(&config)) {
+    let policy = Policy::from_config(&config);
+    match lock::lock(&policy) {
         Ok(outcome) => {
+            evidence::note(locked(at_boot(), Through::Boot, &policy, &outcome));
             report(arguments, &outcome, "locked");
             Ok(0)
         }
@@ -273,17 +301,28 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
             Err(error.into())
         }
         Err(error) => {
-            let Ok(Outcome { changed, degraded, .. }) = lock::lock(&Policy::strictest()) else {
-                return Err(error.into());
-            };
+            let Ok(outcome) = lock::lock(&Policy::strictest()) else { return Err(error.into()) };
+            note_strictest(&error.to_string(), &outcome);
+            let Outcome { changed, degraded, .. } = outcome;
             Err(Failure::new(FAILED, format!("{error}\nthe strictest lock is on: nothing leaves"))
                 .with(&Report { locked: true, changed, degraded: &degraded }))
         }
     }
 }
 
+/// Nothing waits at boot: what is noted there, the daemon folds in.
+fn at_boot() -> Caller {
+    Caller::here(None)
+}
+
+fn note_strictest(why: &str, outcome: &Outcome) {
+    evidence::note(What::Failed { what: "lock --boot".into(), why: clipped(why) });
+    evidence::note(locked(at_boot(), Through::Boot, &Policy::strictest(), outcome));
+}
+
 fn strictest(error: &config::Error) -> Result<u8, Failure> {
     let mut outcome = lock::lock(&Policy::strictest())?;
+    note_strictest(&error.summary(), &outcome);
     let text = error.to_string();
     outcome.degraded.insert(0, "the configuration cannot be used; the strictest lock is on".into());
     let Outcome { changed, degraded, .. } = &outcome;
@@ -301,13 +340,19 @@ pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Fail
     if !options.yes && !confirmed()? {
         return Err(Failure::new(FAILED, "not unlocked"));
     }
-    let open = || lock::unlock().map(|changed| Outcome { changed, ..Outcome::default() });
+    let by = evidence::typed("unlock", &options.reason);
+    let open = || {
+        let changed = lock::unlock()?;
+        let (by, through, reason) = (by.clone(), Through::Kernel, clipped(&options.reason));
+        evidence::note(What::Unlock { by, through, reason, changed: Some(changed) });
+        Ok(Outcome { changed, ..Outcome::default() })
+    };
     let by_daemon = |daemon: &Daemon| {
         let changed = daemon.unlock(&options.reason)?;
         Ok(Outcome { changed, ..Outcome::default() })
     };
     let outcome = match geteuid().is_root() {
-        true => by_daemon_or(by_daemon, open)?,
+        true => recorded("unlock", by_daemon_or(by_daemon, open))?,
         false => over_the_bus(by_daemon)?,
     };
     let changed = outcome.changed;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Failure;
 use super::agent::with_agent;
 use super::args::{AddException, Arguments, ExceptionCommand};
 use super::output::{harmless, json, say};
+use super::{Failure, evidence};
 use crate::dbus::client::Daemon;
 use crate::lock::Exception;
 use crate::{policy, status};
@@ -27,6 +27,7 @@ fn add(arguments: &Arguments, options: &AddException) -> Result<u8, Failure> {
     let (kind, what) = (&options.kind, options.what.join(" "));
     // Before anybody is asked for a password.
     policy::Exception::parse(kind, &what).map_err(Failure::usage)?;
+    evidence::typed("exception add", "");
     let id = with_agent(|| {
         Ok(Daemon::reach(PATIENCE)?.add_exception(kind, &what, options.duration)?)
     })?;
@@ -61,6 +62,7 @@ fn remove(arguments: &Arguments, id: u32) -> Result<u8, Failure> {
     struct Removed {
         id: u32,
     }
+    evidence::typed("exception remove", "");
     with_agent(|| Ok(Daemon::reach(PATIENCE)?.remove_exception(id)?))?;
     match arguments.json {
         true => json(&Removed { id }),

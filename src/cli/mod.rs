@@ -14,17 +14,19 @@ mod audit;
 mod change;
 mod completions;
 mod demo;
+mod evidence;
 mod exception;
 mod explain;
 mod failure;
 mod inspect;
+mod metrics;
 mod output;
 mod ssh;
 mod status;
 mod tunnel;
 mod watch;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, EvidenceCommand};
 pub use failure::Failure;
 use failure::{BAD_CONFIGURATION, Document, FAILED, NOT_PERMITTED};
 
@@ -55,7 +57,7 @@ fn asks_for_json(typed: &[OsString]) -> bool {
 /// A stream has one document to a line, the failure that ends it included.
 fn document(command: &Command) -> Document {
     match command {
-        Command::Monitor => Document::Line,
+        Command::Monitor | Command::Evidence(EvidenceCommand::Show(_)) => Document::Line,
         Command::Status(options) if options.watch => Document::Line,
         _ => Document::Whole,
     }
@@ -78,6 +80,8 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Rules(options) => inspect::rules(arguments, options),
         Command::Explain(options) => explain::explain(arguments, options),
         Command::Audit => audit::audit(arguments),
+        Command::Evidence(command) => evidence::evidence(arguments, command),
+        Command::Metrics(options) => metrics::metrics(arguments, options),
         Command::Demo => demo::demo(arguments),
         Command::Completions { shell } => completions::completions(*shell),
         Command::Servers => completions::servers(&arguments.config),

@@ -29,6 +29,11 @@ impl Session {
         Some(Session { client: end()?, server: end()? })
     }
 
+    /// Where it comes from.
+    pub fn client(&self) -> IpAddr {
+        self.client.0
+    }
+
     /// Whether the server's replies may leave.
     fn survives(&self, policy: &Policy) -> bool {
         let through_tunnel =

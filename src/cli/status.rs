@@ -33,9 +33,9 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 }
 
 /// A hung daemon must not keep anybody from an answer.
-const PATIENCE: Duration = Duration::from_millis(25);
+pub(super) const PATIENCE: Duration = Duration::from_millis(25);
 
-fn read(arguments: &Arguments) -> Result<Status, Failure> {
+pub(super) fn read(arguments: &Arguments) -> Result<Status, Failure> {
     read_within(arguments, PATIENCE)
 }
 
@@ -75,7 +75,7 @@ fn read_by_daemon() -> Option<Status> {
 }
 
 /// What the daemon is at, if there is one.
-fn ask_daemon(patience: Duration) -> Result<Option<Report>, client::Error> {
+pub(super) fn ask_daemon(patience: Duration) -> Result<Option<Report>, client::Error> {
     match client::Daemon::report_within(patience) {
         Ok(report) => Ok(Some(report)),
         Err(client::Error::NotRunning | client::Error::NoBus(_)) => Ok(None),

@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::Config;
 use crate::dbus::Error;
+use crate::evidence::{Caller, Recorder, What, clipped};
 use crate::policy::{Exception, Policy};
 use crate::watch::Blocked;
 
@@ -25,32 +26,23 @@ pub(crate) type Answer = oneshot::Sender<Result<Done, Error>>;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Close the lock, as it was configured last; mend it where it is closed.
-    Lock,
-    /// Open the lock.
-    Unlock {
-        /// Who asked, and why: for the journal.
-        who: String,
-        why: String,
+    Lock {
+        /// Who asked: for the journal and the evidence, as of all others.
+        by: Caller,
     },
+    /// Open the lock.
+    Unlock { by: Caller, why: String },
     /// Apply this configuration, also to an open machine.
     Reload {
         config: Box<Config>,
         /// What it was weighed against: if that is no longer so, it must be weighed anew.
         revision: u64,
+        by: Caller,
     },
     /// Open this for a while.
-    Except {
-        exception: Exception,
-        duration: Duration,
-        /// Who asked: for the journal.
-        who: String,
-    },
+    Except { exception: Exception, duration: Duration, by: Caller },
     /// Close the exception of this number before its time.
-    EndException {
-        id: u32,
-        /// Who asked: for the journal.
-        who: String,
-    },
+    EndException { id: u32, by: Caller },
     /// Bring the tunnel up; through this server first, if one is named.
     Connect { server: Option<String> },
     /// Take the tunnel down; the lock stays.
@@ -209,14 +201,16 @@ pub(crate) struct Facts {
 pub(crate) struct Board {
     facts: watch::Sender<Arc<Facts>>,
     events: broadcast::Sender<Event>,
+    evidence: Recorder,
 }
 
 /// Events that a slow reader may fall behind by, before some are left out for it.
 const BACKLOG: usize = 256;
 
 impl Board {
-    pub(crate) fn new(facts: Facts) -> Self {
-        Board { facts: watch::Sender::new(Arc::new(facts)), events: broadcast::channel(BACKLOG).0 }
+    pub(crate) fn new(facts: Facts, evidence: Recorder) -> Self {
+        let facts = watch::Sender::new(Arc::new(facts));
+        Board { facts, events: broadcast::channel(BACKLOG).0, evidence }
     }
 
     /// As they are now.
@@ -246,8 +240,49 @@ impl Board {
         });
     }
 
+    /// Records it as evidence.
+    pub(crate) fn record(&self, what: What) {
+        self.evidence.record(what);
+    }
+
+    /// Waits until what was recorded outlives this process, but not for long.
+    pub(crate) fn finish_recording(&self) {
+        self.evidence.finish();
+    }
+
     pub(crate) fn tell(&self, event: Event) {
+        if let Some(what) = evidence_of(&event) {
+            self.record(what);
+        }
         // An error only says that nobody listens.
         let _ = self.events.send(event);
+    }
+}
+
+/// What of an event is recorded. States are as they change, not as they are told; packets never are.
+fn evidence_of(event: &Event) -> Option<What> {
+    Some(match event {
+        Event::Tampered { layer, pid, process } => {
+            What::Tampered { layer: layer.clone(), pid: *pid, process: process.clone() }
+        }
+        Event::Repaired { repairs } => What::Repaired { repairs: *repairs },
+        Event::Failed { what, why } => What::Failed { what: what.clone(), why: clipped(why) },
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On kernels where the tables have an owner nobody else can change them: so by hand.
+    #[test]
+    fn the_culprit_reaches_the_evidence() {
+        let (layer, process) = ("tables".to_owned(), Some("nft".to_owned()));
+        let event =
+            Event::Tampered { layer: layer.clone(), pid: Some(7), process: process.clone() };
+        let what = What::Tampered { layer, pid: Some(7), process };
+        assert_eq!(evidence_of(&event), Some(what));
+        assert_eq!(evidence_of(&Event::State(Report::default())), None);
     }
 }

@@ -11,6 +11,7 @@ use zbus::names::BusName;
 use zbus::{Connection, Variant};
 
 use super::Error;
+use crate::evidence::Caller;
 
 /// What a caller wants to do: polkit's actions of packaging/polkit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    fn id(self) -> &'static str {
+    pub(super) fn id(self) -> &'static str {
         match self {
             Action::Tighten => "org.killswitch1.tighten",
             Action::Connect => "org.killswitch1.connect",
@@ -36,19 +37,28 @@ impl Action {
 /// Decides on callers of one way in.
 #[derive(Debug, Clone)]
 pub(super) enum Authority {
-    /// The control socket: whoever got so far is root.
-    Root,
+    /// The control socket: whoever got so far is root. As the kernel knows the other end.
+    Root(Peer),
     /// The system bus: root may, of others polkit knows.
     Polkit(Callers),
+}
+
+/// The other end of a control socket's connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Peer {
+    pub pid: Option<u32>,
 }
 
 /// A caller who may; holds a place among those who are being served.
 #[derive(Debug)]
 pub(super) struct Permit {
-    /// For the journal: "uid 1000 (:1.23)".
-    pub who: String,
+    /// For the journal and the evidence.
+    pub by: Caller,
     _place: Option<Place>,
 }
+
+/// Why not, and to whom that was said, as far as it is known.
+pub(super) type Refusal = (Error, Option<Caller>);
 
 impl Authority {
     /// A place among all calls that are being read or answered, however many come: they would take
@@ -67,10 +77,30 @@ impl Authority {
         connection: &Connection,
         header: &Header<'_>,
         action: Action,
-    ) -> Result<Permit, Error> {
-        let Authority::Polkit(callers) = self else {
-            return Ok(Permit { who: "root at the control socket".into(), _place: None });
+    ) -> Result<Permit, Refusal> {
+        let callers = match self {
+            Authority::Polkit(callers) => callers,
+            Authority::Root(peer) => {
+                return Ok(Permit { by: Caller::of(Some(0), peer.pid, None), _place: None });
+            }
         };
+        let by_nobody = |error: Error| (error, None);
+        let (uid, by) = self.identify(connection, header).await.map_err(by_nobody)?;
+        let by_caller = |error: Error| (error, Some(by.clone()));
+        let place = Some(callers.place(uid).map_err(by_caller)?);
+        // Root needs no polkit, which may be missing.
+        if uid != 0 {
+            consent(connection, header, action).await.map_err(by_caller)?;
+        }
+        Ok(Permit { by, _place: place })
+    }
+
+    /// By what the bus knows.
+    async fn identify(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+    ) -> Result<(u32, Caller), Error> {
         let sender = header.sender().ok_or_else(|| refusal("the bus does not say who calls"))?;
         let admitted = self.admit()?;
         let credentials = credentials(connection, header).await?;
@@ -78,21 +108,26 @@ impl Authority {
         let uid = credentials
             .unix_user_id()
             .ok_or_else(|| refusal("the bus does not know whose process calls"))?;
-        let permit =
-            Permit { who: format!("uid {uid} ({sender})"), _place: Some(callers.place(uid)?) };
-        // Root needs no polkit, which may be missing.
-        if uid == 0 {
-            return Ok(permit);
-        }
-        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        ask_polkit(connection, sender.as_str(), action, interactive).await?;
-        // What somebody agreed to who has gone meanwhile (or gave up waiting) is no longer wanted.
-        // The bus gives a name to nobody else.
-        if interactive {
-            self::credentials(connection, header).await?;
-        }
-        Ok(permit)
+        let pid = credentials.process_id();
+        Ok((uid, Caller::of(Some(uid), pid, Some(sender.to_string()))))
     }
+}
+
+/// Of polkit and, if the caller allows it, of a person who is asked.
+async fn consent(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: Action,
+) -> Result<(), Error> {
+    let sender = header.sender().ok_or_else(|| refusal("the bus does not say who calls"))?;
+    let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    ask_polkit(connection, sender.as_str(), action, interactive).await?;
+    // What somebody agreed to who has gone meanwhile (or gave up waiting) is no longer wanted.
+    // The bus gives a name to nobody else.
+    if interactive {
+        credentials(connection, header).await?;
+    }
+    Ok(())
 }
 
 async fn credentials(
@@ -247,6 +282,6 @@ mod tests {
         assert!(matches!(authority.admit(), Err(Error::Busy(_))));
         places.pop();
         assert!(authority.admit().unwrap().is_some());
-        assert!(Authority::Root.admit().unwrap().is_none());
+        assert!(Authority::Root(Peer::default()).admit().unwrap().is_none());
     }
 }

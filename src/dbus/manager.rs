@@ -12,13 +12,14 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, Variant};
 
-use super::authority::{Action, Authority, Permit};
+use super::authority::{Action, Authority, Peer, Permit};
 use super::document::{Document, document};
 use super::kernel::Kernel;
 use super::packet::Packet;
 use super::{Daemon, Error, INTERFACE, PATH};
 use crate::config;
 use crate::daemon::calls::{Call, Done, Event, Excepted, Facts, Request};
+use crate::evidence::{What, clipped};
 use crate::exceptions;
 use crate::explain;
 use crate::lock::Status;
@@ -38,6 +39,11 @@ impl Manager {
         Manager { daemon, authority, kernel: Kernel::default() }
     }
 
+    /// For a connection of the control socket.
+    pub(super) fn for_peer(self, peer: Peer) -> Self {
+        Manager { authority: Authority::Root(peer), ..self }
+    }
+
     fn facts(&self) -> Arc<Facts> {
         self.daemon.board.facts()
     }
@@ -48,7 +54,14 @@ impl Manager {
         header: &Header<'_>,
         action: Action,
     ) -> Result<Permit, Error> {
-        self.authority.permit(connection, header, action).await
+        let permitted = self.authority.permit(connection, header, action).await;
+        permitted.map_err(|(error, by)| {
+            if let (Error::NotAuthorized(why), Some(by)) = (&error, by) {
+                let (action, why) = (action.id().to_owned(), clipped(why));
+                self.daemon.board.record(What::Refused { action, by, why });
+            }
+            error
+        })
     }
 
     async fn ask(&self, request: Request) -> Result<Done, Error> {
@@ -63,7 +76,7 @@ impl Manager {
     fn refuse_configuration(&self, error: &config::Error) -> Error {
         tracing::error!("not reloaded, the old lock stays: {error}");
         let words = match &self.authority {
-            Authority::Root => error.to_string(),
+            Authority::Root(_) => error.to_string(),
             Authority::Polkit(_) => {
                 format!("{}: it cannot be used; `killswitch check` says why", error.place())
             }
@@ -99,8 +112,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(bool, Vec<String>), Error> {
-        let _permit = self.permit(connection, &header, Action::Tighten).await?;
-        done(self.ask(Request::Lock).await?)
+        let permit = self.permit(connection, &header, Action::Tighten).await?;
+        let by = permit.by.clone();
+        done(self.ask(Request::Lock { by }).await?)
     }
 
     /// Opens the lock: everything may leave in clear until it is closed again. `reason` goes to the
@@ -120,8 +134,8 @@ impl Manager {
             )));
         }
         let permit = self.permit(connection, &header, Action::Loosen).await?;
-        let (who, why) = (permit.who.clone(), reason.to_owned());
-        Ok(done(self.ask(Request::Unlock { who, why }).await?)?.0)
+        let (by, why) = (permit.by.clone(), reason.to_owned());
+        Ok(done(self.ask(Request::Unlock { by, why }).await?)?.0)
     }
 
     /// Reads the configuration anew and applies it, without exceptions, also to an open machine. On
@@ -137,7 +151,8 @@ impl Manager {
         const TRIES: u32 = 3;
         let was_locked = self.facts().report.locked;
         let permit = self.permit(connection, &header, Action::Tighten).await?;
-        tracing::info!(WHO = permit.who, "asked to reload by {}", permit.who);
+        let who = permit.by.to_string();
+        tracing::info!(WHO = who, "asked to reload by {who}");
         for _ in 0..TRIES {
             let facts = self.facts();
             if was_locked && !facts.report.locked {
@@ -156,7 +171,9 @@ impl Manager {
                 true => Some(self.permit(connection, &header, Action::Loosen).await?),
                 false => None,
             };
-            let request = Request::Reload { config: Box::new(config), revision: facts.revision };
+            let by = permit.by.clone();
+            let request =
+                Request::Reload { config: Box::new(config), revision: facts.revision, by };
             match self.ask(request).await? {
                 Done::Stale => {}
                 outcome => return done(outcome),
@@ -230,8 +247,8 @@ impl Manager {
             )));
         }
         let permit = self.permit(connection, &header, Action::Loosen).await?;
-        let who = permit.who.clone();
-        match self.ask(Request::Except { exception, duration, who }).await? {
+        let by = permit.by.clone();
+        match self.ask(Request::Except { exception, duration, by }).await? {
             Done::Excepted { id } => Ok(id),
             _ => Err(Error::Failed("the daemon does not say its number".into())),
         }
@@ -245,8 +262,8 @@ impl Manager {
         id: u32,
     ) -> Result<(), Error> {
         let permit = self.permit(connection, &header, Action::Tighten).await?;
-        let who = permit.who.clone();
-        self.ask(Request::EndException { id, who }).await.map(drop)
+        let by = permit.by.clone();
+        self.ask(Request::EndException { id, by }).await.map(drop)
     }
 
     /// What the kernel holds, read now: the JSON document of `killswitch status`.

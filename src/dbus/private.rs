@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zbus::connection::Builder;
 
-use super::authority::Authority;
+use super::authority::{Authority, Peer};
 use super::manager::{Manager, tell};
 use super::{Daemon, PATH, SOCKET};
 
@@ -36,7 +36,7 @@ pub(super) fn serve(daemon: Daemon) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     tokio::spawn(async move {
-        let manager = Manager::new(daemon.clone(), Authority::Root);
+        let manager = Manager::new(daemon.clone(), Authority::Root(Peer::default()));
         let places = Arc::new(Semaphore::new(MOST_PEERS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -62,6 +62,8 @@ async fn attend(stream: UnixStream, manager: Manager, daemon: &Daemon) -> zbus::
     if peer.uid() != 0 {
         return Ok(());
     }
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    let manager = manager.for_peer(Peer { pid });
     let stream = stream.into_std().map_err(|error| zbus::Error::InputOutput(Arc::new(error)))?;
     let connection = Builder::unix_stream(stream)
         .server(zbus::Guid::generate())

@@ -21,7 +21,7 @@ static LEFT: OnceLock<Identity> = OnceLock::new();
 ///
 /// To be called first in `main`, while there is one thread: only the caller and the threads it
 /// starts afterwards are moved. Root needs no more; anyone else becomes root of a user namespace.
-/// /run is then an empty tmpfs, /sys shows the new namespace's links, and /dev/net/tun can be
+/// /run is then an empty tmpfs, /var/lib another, /sys shows the new namespace's links, and /dev/net/tun can be
 /// opened if the caller may create it (see [`tun_device`]).
 ///
 /// # Errors
@@ -129,6 +129,10 @@ fn set_up_mounts() -> Result<()> {
         .during("making the mounts private")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))
         .during("mounting /run")?;
+    // Or the machine's own evidence would tell of the laboratory. What is mounted is not empty.
+    mount(Some("tmpfs"), "/var/lib", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))
+        .during("mounting /var/lib")?;
+    fs::create_dir("/var/lib/laboratory").during("/var/lib/laboratory")?;
     remount_sysfs();
     replace_tun_device();
     bring_loopback_up()

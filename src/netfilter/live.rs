@@ -312,7 +312,7 @@ pub fn read_foreign(socket: &Socket) -> io::Result<Vec<ForeignTable>> {
     let mut tables: BTreeMap<(u8, String), LiveTable> = BTreeMap::new();
     for message in dump_all(socket, kind::GETTABLE)? {
         let Some(key) = table_of(&message) else { continue };
-        let flags = attributes(&message).get(&2).copied().and_then(number).unwrap_or_default();
+        let flags = attributes(&message).get(2).and_then(number).unwrap_or_default();
         tables.insert(key, LiveTable { flags, ..LiveTable::default() });
     }
     tables.retain(|(family, name), _| !ours(*family, name));
@@ -321,7 +321,7 @@ pub fn read_foreign(socket: &Socket) -> io::Result<Vec<ForeignTable>> {
         (kind::GETCHAIN, read_chain),
         (kind::GETRULE, read_rule),
         (kind::GETFLOWTABLE, |table, message| {
-            table.flowtables.extend(attributes(message).get(&2).copied().map(text));
+            table.flowtables.extend(attributes(message).get(2).map(text));
         }),
     ];
     for (kind, read) in readers {
@@ -337,7 +337,7 @@ pub fn read_foreign(socket: &Socket) -> io::Result<Vec<ForeignTable>> {
 
 /// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_FLOWTABLE_TABLE: all are 1.
 fn table_of(message: &Message) -> Option<(u8, String)> {
-    Some((*message.payload.first()?, attributes(message).get(&1).copied().map(text)?))
+    Some((*message.payload.first()?, attributes(message).get(1).map(text)?))
 }
 
 fn dump_all(socket: &Socket, kind: u16) -> io::Result<Vec<Message>> {

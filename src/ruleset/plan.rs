@@ -118,6 +118,18 @@ pub fn loosens(old: &Policy, new: &Policy) -> bool {
     more || (old.egress_guard && !new.egress_guard) || (old.routing_guard && !new.routing_guard)
 }
 
+/// How many lines of that change tighten, and how many loosen.
+pub fn counts(old: &Policy, new: &Policy) -> (usize, usize) {
+    let tables = |policy: &Policy| {
+        let guard = policy.egress_guard.then(|| Described::of(&guard(policy, None)));
+        [Described::of(&compile(policy)), guard.unwrap_or_default()]
+    };
+    let all: Vec<Change> =
+        tables(old).iter().zip(&tables(new)).flat_map(|(old, new)| changes(old, new)).collect();
+    let count = |effect| all.iter().filter(|it| it.effect == effect).count();
+    (count(Effect::Tightens), count(Effect::Loosens))
+}
+
 fn change((place, text, opens): &(String, String, Opens), added: bool) -> Change {
     let effect = match (opens, added) {
         (Opens::Yes, true) | (Opens::No, false) => Effect::Loosens,

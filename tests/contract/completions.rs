@@ -14,6 +14,7 @@ const TYPED: [(&str, &[&str]); 7] = [
     ("killswitch lock --", &["--boot", "--yes", "--json", "--config", "--help"]),
     ("killswitch rules --format ", &["nft", "json"]),
     ("killswitch plan --e", &["--exit-code"]),
+    ("killswitch evidence ", &["show", "verify", "export"]),
     ("killswitch connect se", &["se-sto-1", "se-sto-2"]),
 ];
 

@@ -167,8 +167,10 @@ pub fn rules_load_and_explain_agrees() -> Outcome {
 pub fn help_names_every_command() -> Outcome {
     let machine = Machine::new()?;
     let help = machine.killswitch(&["--help"])?.exits(0).out;
-    for word in ["lock", "unlock", "reload", "status", "check", "plan", "rules", "explain", "demo"]
-    {
+    for word in [
+        "lock", "unlock", "reload", "status", "check", "plan", "rules", "explain", "demo",
+        "evidence", "metrics",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(word)), "{word}: {help}");
         machine.killswitch(&[word, "--help"])?.exits(0);
     }

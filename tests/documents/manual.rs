@@ -7,6 +7,7 @@ use clap::{Command, CommandFactory, Parser};
 use killswitch::audit::{KINDS, Severity};
 use killswitch::cli::args::{
     AUDIT_EXIT_STATUS, Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS,
+    VERIFY_EXIT_STATUS,
 };
 use killswitch::config::{self, LinkPattern};
 use killswitch::daemon::calls::{Event, Report};
@@ -134,8 +135,14 @@ fn the_manual_has_every_exit_status() {
             (number, lines.next().unwrap_or_default())
         })
         .collect();
-    let known =
-        [&EXIT_STATUS[..], &STATUS_EXIT_STATUS, &PLAN_EXIT_STATUS, &AUDIT_EXIT_STATUS].concat();
+    let known = [
+        &EXIT_STATUS[..],
+        &STATUS_EXIT_STATUS,
+        &VERIFY_EXIT_STATUS,
+        &PLAN_EXIT_STATUS,
+        &AUDIT_EXIT_STATUS,
+    ]
+    .concat();
     assert_eq!(listed, known);
     let mut command = Arguments::command();
     let help = words(&command.render_long_help().to_string());
@@ -146,9 +153,11 @@ fn the_manual_has_every_exit_status() {
         ("status", &STATUS_EXIT_STATUS[..]),
         ("plan", &PLAN_EXIT_STATUS),
         ("audit", &AUDIT_EXIT_STATUS),
+        ("evidence verify", &VERIFY_EXIT_STATUS),
     ];
     for (name, statuses) in own {
-        let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
+        let below = name.split(' ').try_fold(&mut command, |it, name| it.find_subcommand_mut(name));
+        let help = below.expect(name).render_long_help().to_string();
         for (code, meaning) in statuses {
             let help = words(&help.replace(':', ""));
             assert!(

@@ -71,6 +71,7 @@ fn status() -> Status {
             last_handshake_age_s: None,
             rx_bytes: 0,
             tx_bytes: 0,
+            routed: true,
         }),
         layers: Layers { table: true, egress: vec!["eth0".into()], routes: true, owned: true },
         dropped: BTreeMap::new(),

@@ -12,6 +12,7 @@ use crate::daemon::calls::{Answer, Done, Excepted};
 use crate::daemon::lanes::Lane;
 use crate::dbus::Error;
 use crate::engine::{Event, Layer, State};
+use crate::evidence::{Caller, What, clipped};
 use crate::exceptions::{Entry, MOST};
 use crate::lock::Outcome;
 use crate::policy::Exception;
@@ -21,7 +22,7 @@ impl Daemon {
         &mut self,
         exception: Exception,
         duration: Duration,
-        who: &str,
+        by: Caller,
         answer: Answer,
     ) {
         let id = match self.note_exception(&exception, duration) {
@@ -29,11 +30,14 @@ impl Daemon {
             Err(refusal) => return drop(answer.send(Err(refusal))),
         };
         let (kind, seconds) = (exception.kind(), duration.as_secs());
+        let who = by.to_string();
         tracing::warn!(
             WHO = who,
             EXCEPTION = id,
             "exception {id}: {kind} {exception} for {seconds} s, asked for by {who}"
         );
+        let (kind, what) = (kind.to_owned(), exception.to_string());
+        self.board.record(What::ExceptionOpened { id, kind, what, seconds, by });
         self.begin(Lane::Lock);
         self.lanes.loosen(self.policy.with(self.exceptions.wanted()), id, answer);
     }
@@ -55,10 +59,13 @@ impl Daemon {
         })
     }
 
-    pub(super) fn end_exception(&mut self, id: u32, who: &str, answer: Answer) {
+    pub(super) fn end_exception(&mut self, id: u32, by: Caller, answer: Answer) {
         match self.exceptions.end(id) {
             Some(_) => {
+                let who = by.to_string();
                 tracing::info!(WHO = who, EXCEPTION = id, "exception {id} ends: removed by {who}");
+                let why = "removed".to_owned();
+                self.board.record(What::ExceptionClosed { id, why, by: Some(by) });
                 self.tighten(Some(answer));
             }
             None => {
@@ -86,6 +93,7 @@ impl Daemon {
         for &id in ids {
             self.exceptions.end(id);
             tracing::info!(EXCEPTION = id, "exception {id} ends: {why}");
+            self.board.record(What::ExceptionClosed { id, why: why.to_owned(), by: None });
         }
         !ids.is_empty()
     }
@@ -113,6 +121,8 @@ impl Daemon {
             }
             Err(why) => {
                 tracing::error!(EXCEPTION = id, "exception {id} could not be opened: {why}");
+                let words = format!("it could not be opened: {}", clipped(&why));
+                self.board.record(What::ExceptionClosed { id, why: words, by: None });
                 self.exceptions.failed(id);
                 // Others that were asked for after it have it in their policy.
                 self.tighten(None);

@@ -1,8 +1,11 @@
 //! What the daemon tells of itself.
 
+use std::collections::BTreeSet;
+
 use super::{Daemon, system};
 use crate::daemon::calls::{Event, Report};
 use crate::engine::{Candidate, State};
+use crate::evidence::{What, clipped};
 
 impl Daemon {
     pub(super) fn announce(&mut self) {
@@ -20,6 +23,7 @@ impl Daemon {
             system::status(&words);
             self.told = words;
         }
+        self.record_changes(&report);
         // The engine knows nothing of them, and whoever follows must.
         if report.exceptions != self.board.facts().report.exceptions {
             self.board.tell(Event::State(report.clone()));
@@ -33,6 +37,25 @@ impl Daemon {
             facts.revision = self.revision;
             facts.open = self.opened && !self.held;
         });
+    }
+
+    /// Of state and of what is degraded, against what was recorded last.
+    fn record_changes(&mut self, report: &Report) {
+        let Report { state, tunnel, locked, intact, .. } = report.clone();
+        let what = What::State { state, tunnel, locked, intact };
+        if self.recorded_state.as_ref() != Some(&what) {
+            self.board.record(what.clone());
+            self.recorded_state = Some(what);
+        }
+        let new: BTreeSet<String> = report.degraded.iter().map(|it| clipped(it)).collect();
+        let old = std::mem::take(&mut self.recorded_degraded);
+        for reason in new.difference(&old) {
+            self.board.record(What::Degraded { reason: reason.clone() });
+        }
+        for reason in old.difference(&new) {
+            self.board.record(What::DegradedEnded { reason: reason.clone() });
+        }
+        self.recorded_degraded = new;
     }
 
     fn report(&self) -> Report {
@@ -77,6 +100,7 @@ impl Daemon {
         all.extend(self.control_degraded.iter().cloned());
         all.extend(self.blocked_degraded.iter().cloned());
         all.extend(self.engine.degraded());
+        all.extend(self.evidence.borrow().clone());
         all
     }
 }

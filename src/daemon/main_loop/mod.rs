@@ -21,6 +21,7 @@ use super::{Error, Plan, now, system};
 use crate::config::Config;
 use crate::dbus;
 use crate::engine::{Command, Effect, Engine, Event, State, Time};
+use crate::evidence::{Places, Recorder, Trouble, What, ruleset_hash};
 use crate::exceptions::Book;
 use crate::lock::{self, Keeper};
 use crate::netlink::Family;
@@ -52,6 +53,7 @@ pub(super) async fn run(path: &Path, plan: Plan) -> Result<(), Error> {
             woke = resumed(&mut daemon.sleep) => daemon.woke(woke),
             () = until(daemon.engine.deadline()) => daemon.decide(Event::Tick),
             () = until(daemon.next_sign_of_life) => daemon.feed_watchdog(),
+            Ok(()) = daemon.evidence.changed() => daemon.publish(),
             blocked = blocked(&mut daemon.blocked) => daemon.tell_blocked(blocked),
             // Last: in a storm there is always one more.
             change = daemon.watch.next() => daemon.changed(change).await,
@@ -118,6 +120,10 @@ struct Daemon {
     link_degraded: Vec<String>,
     control_degraded: Option<String>,
     blocked_degraded: Option<String>,
+    /// Why evidence is not kept as it should be.
+    evidence: Trouble,
+    recorded_state: Option<What>,
+    recorded_degraded: BTreeSet<String>,
     failing: BTreeSet<String>,
     /// Changes by others that are not yet undone.
     disturbed: bool,
@@ -162,7 +168,12 @@ impl Daemon {
         own_ports.push((Family::Route, lanes.routes_port));
         own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
         let (config, policy) = (config.map(Arc::new), Arc::new(policy));
-        let board = Arc::new(Board::new(Facts {
+        let (recorder, evidence) = Recorder::start(Places::default());
+        recorder.record(What::DaemonStarted {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ruleset: ruleset_hash(&policy),
+        });
+        let facts = Facts {
             report: calls::Report::default(),
             configured: policy.clone(),
             policy: policy.clone(),
@@ -171,7 +182,8 @@ impl Daemon {
             path: path.to_owned(),
             revision: 0,
             open: false,
-        }));
+        };
+        let board = Arc::new(Board::new(facts, recorder));
         let (call, calls) = mpsc::channel(1);
         let served = dbus::serve(&dbus::Daemon { board: board.clone(), calls: call });
         let control_degraded = served.err().map(|error| {
@@ -233,6 +245,9 @@ impl Daemon {
             link_degraded: Vec::new(),
             control_degraded,
             blocked_degraded,
+            evidence,
+            recorded_state: None,
+            recorded_degraded: BTreeSet::new(),
             failing: BTreeSet::new(),
             disturbed: false,
             repairs: 0,
@@ -300,6 +315,12 @@ impl Daemon {
     /// The lock stays, without exceptions; the tunnel as configured.
     async fn stop(mut self) {
         system::stopping();
+        self.wind_up().await;
+        self.board.record(What::DaemonStopped);
+        self.board.finish_recording();
+    }
+
+    async fn wind_up(&mut self) {
         // It is told by a task of its own.
         tokio::task::yield_now().await;
         if self.end_all_exceptions("the daemon stops") {

@@ -9,7 +9,9 @@ use crate::daemon::calls::{self, Done};
 use crate::daemon::lanes::{Lane, Report};
 use crate::dbus;
 use crate::engine::{Command, Effect, Event, Layer, State};
+use crate::evidence::{What, clipped, ruleset_hash};
 use crate::lock::Outcome;
+use crate::ruleset::plan;
 
 impl Daemon {
     pub(super) fn reported(&mut self, report: Report) {
@@ -145,6 +147,9 @@ impl Daemon {
         let reply = match result {
             Ok(outcome) => {
                 let plan = Plan::of(config);
+                let (tightens, loosens) = plan::counts(&self.policy, &plan.policy);
+                let ruleset = ruleset_hash(&plan.policy);
+                self.board.record(What::Reloaded { ruleset, tightens, loosens });
                 if *self.policy != plan.policy || !self.held {
                     self.revision += 1;
                 }
@@ -178,6 +183,8 @@ impl Daemon {
             }
             Err(why) => {
                 tracing::error!("not reloaded, the old lock stays: {why}");
+                let what = "reloading".to_owned();
+                self.board.record(What::Failed { what, why: clipped(&why) });
                 self.reloaded(false);
                 // It may have got half-way.
                 self.held = false;

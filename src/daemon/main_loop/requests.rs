@@ -6,6 +6,7 @@ use crate::daemon::calls::{Answer, Call, Done, Request};
 use crate::daemon::lanes::Lane;
 use crate::dbus::Error;
 use crate::engine::{Command, Event, Layer, State};
+use crate::evidence::{Caller, Through, What};
 use crate::policy::Policy;
 
 /// The same to all; a caller may have gone.
@@ -21,14 +22,17 @@ impl Daemon {
     pub(super) fn called(&mut self, call: Call) {
         let Call { request, answer } = call;
         let reply = match request {
-            Request::Lock => return self.lock(answer),
-            Request::Unlock { who, why } => return self.unlock(&who, &why, answer),
+            Request::Lock { by } => return self.lock(by, answer),
+            Request::Unlock { by, why } => return self.unlock(by, why, answer),
             Request::Reload { revision, .. } if revision != self.revision => Ok(Done::Stale),
-            Request::Reload { config, .. } => return self.replace(*config, Some(answer)),
-            Request::Except { exception, duration, who } => {
-                return self.except(exception, duration, &who, answer);
+            Request::Reload { config, by, .. } => {
+                self.board.record(What::Reload { by });
+                return self.replace(*config, Some(answer));
             }
-            Request::EndException { id, who } => return self.end_exception(id, &who, answer),
+            Request::Except { exception, duration, by } => {
+                return self.except(exception, duration, by, answer);
+            }
+            Request::EndException { id, by } => return self.end_exception(id, by, answer),
             Request::Connect { server } => self.connect(server),
             Request::Disconnect => self.command(Command::Disconnect),
             Request::Reconnect => self.command(Command::Reconnect),
@@ -36,7 +40,10 @@ impl Daemon {
         let _ = answer.send(reply);
     }
 
-    fn lock(&mut self, answer: Answer) {
+    fn lock(&mut self, by: Caller, answer: Answer) {
+        let through = Through::Daemon;
+        let (changed, ruleset, degraded) = (None, None, Vec::new());
+        self.board.record(What::Lock { by, through, changed, ruleset, degraded });
         let before = self.holds_asked;
         if *self.engine.state() == State::Open {
             self.decide(Event::Command(Command::Lock));
@@ -69,8 +76,11 @@ impl Daemon {
         }
     }
 
-    fn unlock(&mut self, who: &str, why: &str, answer: Answer) {
+    fn unlock(&mut self, by: Caller, why: String, answer: Answer) {
+        let who = by.to_string();
         tracing::warn!(WHO = who, REASON = why, "asked to unlock by {who}: {why:?}");
+        let through = Through::Daemon;
+        self.board.record(What::Unlock { by, through, reason: why, changed: None });
         self.wait_for_open.push(answer);
         // What is being weighed now was asked before.
         self.revision += 1;

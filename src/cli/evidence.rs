@@ -1,0 +1,285 @@
+//! `evidence`: the journal, shown, verified and exported; and what commands add to it.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::unistd::geteuid;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::args::{
+    Arguments, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
+};
+use super::output::{self, harmless, json, say, stream};
+use super::status::CANNOT_TELL;
+use super::{FAILED, Failure, NOT_PERMITTED, ssh};
+use crate::evidence::chain::{Fault, Head};
+use crate::evidence::verify::{self, Broken, Verdict, verify};
+use crate::evidence::{self, Caller, Places, What, html, journal, words};
+
+pub(super) fn evidence(arguments: &Arguments, command: &EvidenceCommand) -> Result<u8, Failure> {
+    match command {
+        EvidenceCommand::Show(options) => show(arguments, options),
+        EvidenceCommand::Verify(options) => verify_files(arguments, options),
+        EvidenceCommand::Export(options) => export(arguments, options),
+    }
+}
+
+type Entry = Map<String, Value>;
+
+fn show(arguments: &Arguments, options: &ShowEvidence) -> Result<u8, Failure> {
+    let places = Places::default();
+    let since = options.since.as_deref().map(since).transpose()?;
+    let mut shown = VecDeque::new();
+    let mut take = |line: Vec<u8>| {
+        let entry: Option<Entry> = serde_json::from_slice(&line).ok();
+        let time = entry.as_ref().and_then(|entry| entry.get("time")?.as_u64());
+        // What cannot be read is shown in any case.
+        if since.is_none_or(|since| time.is_none_or(|time| time >= since)) {
+            shown.push_back((line, entry));
+        }
+        if options.last.is_some_and(|last| shown.len() > last) {
+            shown.pop_front();
+        }
+    };
+    {
+        let _turn = verify::turn(&places);
+        for path in files(&places)? {
+            for line in verify::lines(&path)? {
+                take(line?);
+            }
+        }
+        verify::waiting(&places).into_iter().for_each(&mut take);
+    }
+    for (line, entry) in shown {
+        let raw = String::from_utf8_lossy(&line);
+        let text = match (arguments.json, &entry) {
+            (true, _) => raw.trim_end().to_owned(),
+            (false, Some(entry)) => harmless(&words::line(entry)).replace('\n', " "),
+            (false, None) => format!("     ?  unreadable: {}", harmless(raw.trim_end())),
+        };
+        // Nobody reads any more.
+        if stream(&text).is_err() {
+            break;
+        }
+    }
+    Ok(0)
+}
+
+/// Seconds since 1970.
+fn since(text: &str) -> Result<u64, Failure> {
+    let wrong = || {
+        Failure::usage(format!(
+            "--since {text:?} is neither a duration nor a time\n\
+             help: e.g. 90m, 2d, 2026-11-22 or \"2026-11-22 08:00:00\", in UTC"
+        ))
+    };
+    let begin = match humantime::parse_duration(text) {
+        Ok(ago) => SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH),
+        Err(_) => {
+            let midnight = if text.len() == "2026-11-22".len() { " 00:00:00" } else { "" };
+            humantime::parse_rfc3339_weak(&format!("{text}{midnight}")).map_err(|_| wrong())?
+        }
+    };
+    Ok(begin.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+/// There may be no journal yet.
+fn files(places: &Places) -> Result<Vec<std::path::PathBuf>, Failure> {
+    match verify::files(places) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(unreadable(&places.journal, &error)),
+        Ok(files) => Ok(files),
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    let failure = |code| Failure::new(code, format!("{}: {error}", path.display()));
+    match error.kind() {
+        ErrorKind::PermissionDenied => failure(NOT_PERMITTED).helped("run this as root"),
+        _ => failure(FAILED),
+    }
+}
+
+/// What `verify --json` prints.
+#[derive(Serialize)]
+struct Verified {
+    verdict: &'static str,
+    entries: u64,
+    head: Option<String>,
+    waiting: usize,
+    notes: Vec<String>,
+    file: Option<String>,
+    line: Option<u64>,
+}
+
+fn verify_files(arguments: &Arguments, options: &VerifyEvidence) -> Result<u8, Failure> {
+    let cannot_tell = |failure: Failure| Failure { code: CANNOT_TELL, ..failure };
+    let places = Places::default();
+    let own = options.file.is_empty();
+    let mut noted: Vec<Head> = options.head.iter().cloned().collect();
+    let turn = own.then(|| verify::turn(&places));
+    let files = match own {
+        true => files(&places).map_err(cannot_tell)?,
+        false => options.file.clone(),
+    };
+    let waiting = if own { verify::waiting(&places).len() } else { 0 };
+    if own {
+        noted.extend(journal::noted_head(&places));
+    }
+    if files.is_empty() && noted.is_empty() {
+        let words = format!("there is no journal in {}", places.journal.display());
+        return Err(Failure::new(CANNOT_TELL, words)
+            .helped("it begins with the daemon, or with the next lock"));
+    }
+    let verdict = verify(&files, &noted).map_err(|error| {
+        let path = files.first().map_or(places.journal.as_path(), |it| it.as_path());
+        cannot_tell(unreadable(path, &error))
+    })?;
+    drop(turn);
+    judge(arguments, verdict, waiting, own)
+}
+
+fn judge(
+    arguments: &Arguments,
+    verdict: Verdict,
+    waiting: usize,
+    own: bool,
+) -> Result<u8, Failure> {
+    let Verdict { entries, head, notes, broken } = verdict;
+    let code = broken.as_ref().map(|broken| exit_status(&broken.why, own));
+    let place = broken.as_ref().and_then(|it| it.file.as_ref());
+    let report = Verified {
+        verdict: match code {
+            None => "whole",
+            Some(CANNOT_TELL) => "cannot tell",
+            Some(_) => "broken",
+        },
+        entries,
+        head: head.map(|head| head.to_string()),
+        waiting,
+        notes,
+        file: place.map(|path| path.display().to_string()),
+        line: broken.as_ref().and_then(|it| it.line),
+    };
+    if let (Some(code), Some(broken)) = (code, &broken) {
+        report.notes.iter().for_each(|note| output::warning(note));
+        return Err(Failure::new(code, place_and_reason(broken)).with(&report));
+    }
+    if arguments.json {
+        json(&report);
+        return Ok(0);
+    }
+    say(&format!("whole: {entries} entries, head {}", report.head.as_deref().unwrap_or("none")));
+    report.notes.iter().for_each(|note| say(&format!("note: {}", harmless(note))));
+    if waiting > 0 {
+        say(&format!("note: {waiting} entries wait in memory to be added"));
+    }
+    Ok(0)
+}
+
+/// Of somebody's files, those before may be elsewhere.
+fn exit_status(why: &Fault, own: bool) -> u8 {
+    match why {
+        Fault::TooOld(_) => CANNOT_TELL,
+        Fault::Beginning(_) if !own => CANNOT_TELL,
+        _ => FAILED,
+    }
+}
+
+fn place_and_reason(broken: &Broken) -> String {
+    let Broken { file, line, why } = broken;
+    match (file, line) {
+        (Some(file), Some(line)) => format!("{}:{line}: {why}", file.display()),
+        _ => why.to_string(),
+    }
+}
+
+fn export(arguments: &Arguments, options: &ExportEvidence) -> Result<u8, Failure> {
+    #[derive(Serialize)]
+    struct Exported {
+        file: String,
+        entries: u64,
+        head: Option<String>,
+    }
+    let places = Places::default();
+    let _turn = verify::turn(&places);
+    let files = files(&places)?;
+    let mut bytes = Vec::new();
+    for path in &files {
+        bytes.extend(std::fs::read(path).map_err(|error| unreadable(path, &error))?);
+    }
+    let noted: Vec<Head> = journal::noted_head(&places).into_iter().collect();
+    let verdict = verify(&files, &noted)?;
+    let head = verdict.head.as_ref().map(ToString::to_string);
+    if options.format == ExportFormat::Html {
+        let entries: Vec<Entry> = bytes
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect();
+        let words = match &verdict.broken {
+            None => format!("Whole, as far as {}.", head.as_deref().unwrap_or("nothing")),
+            Some(broken) => format!("BROKEN: {}", place_and_reason(broken)),
+        };
+        bytes = html::page(&entries, &words).into_bytes();
+    }
+    let Some(path) = &options.output else {
+        // Nobody reads any more.
+        let _ = std::io::stdout().lock().write_all(&bytes);
+        return Ok(0);
+    };
+    output::replace_file(path, &bytes, 0o600)?;
+    let (file, entries) = (path.display().to_string(), verdict.entries);
+    match arguments.json {
+        true => json(&Exported { file, entries, head }),
+        false => say(&format!("{entries} entries in {file}, head {}", head.unwrap_or_default())),
+    }
+    if let Some(broken) = &verdict.broken {
+        output::warning(&format!("the journal is broken: {}", place_and_reason(broken)));
+    }
+    Ok(0)
+}
+
+/// A command that changes something is typed: by whom, from where, and why. Others than root ask the
+/// daemon, which knows who they are.
+pub(super) fn typed(command: &str, reason: &str) -> Caller {
+    let ssh = ssh::session().map(|session| session.client().to_string());
+    let by = Caller::here(ssh);
+    if geteuid().is_root() {
+        let (command, reason) = (command.to_owned(), evidence::clipped(reason));
+        note(What::Command { command, by: by.clone(), reason });
+    }
+    by
+}
+
+/// What came of it. It is in memory then; the command never fails for it.
+pub(super) fn note(what: What) {
+    if let Err(error) = evidence::note(what) {
+        output::warning(&format!("not recorded as evidence: {error}"));
+    }
+}
+
+/// At the end of a command: the daemon does it where it runs. What cannot be written waits.
+pub(super) fn fold() {
+    if !crate::dbus::client::runs() {
+        let _ = evidence::fold();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_duration_or_a_time() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let ago = now - since("2h").unwrap();
+        assert!((7100..=7200).contains(&ago), "{ago}");
+        assert_eq!(since("1970-01-02").unwrap(), 86400);
+        assert_eq!(since("1970-01-01 00:01:00").unwrap(), 60);
+        assert_eq!(since("1970-01-01T00:01:00Z").unwrap(), 60);
+        assert_eq!(since("yesterday").unwrap_err().code, 2);
+    }
+}

@@ -1,0 +1,151 @@
+//! A full disk and one that cannot be written: the lock does not care, and nothing is lost.
+
+use std::fs;
+
+use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
+use killswitch::lab::{Daemon, Lab, Result, setup};
+use serde_json::json;
+
+use crate::journal::{DIRECTORY, PENDING, begin_anew, events, last};
+use crate::machine::Machine;
+
+pub const TESTS: &[Test] = &[
+    ("disks::a_full_disk_costs_no_command_anything", full_for_commands),
+    ("disks::a_full_disk_costs_the_daemon_nothing", full_for_the_daemon),
+    ("disks::a_disk_that_cannot_be_written", read_only),
+    ("disks::memory_that_is_full", full_memory),
+];
+
+/// A disk of its own for the journal; gone when dropped.
+struct Disk(&'static str);
+
+impl Disk {
+    fn new(place: &'static str, size: &str) -> Result<Self> {
+        fs::create_dir_all(place).map_err(killswitch::lab::Error::new)?;
+        run(&["mount", "-t", "tmpfs", "-o", size, "tmpfs", place])?;
+        Ok(Disk(place))
+    }
+
+    fn of_the_journal(size: &str) -> Result<Self> {
+        Disk::new("/var/lib/killswitch", size)
+    }
+
+    fn fill(&self) {
+        let _ = fs::write(format!("{}/filler", self.0), vec![0; 4 << 20]);
+        let more = fs::write(format!("{}/more", self.0), [0; 4096]);
+        assert!(more.is_err(), "the disk is not full");
+    }
+
+    fn empty(&self) {
+        for name in ["filler", "more"] {
+            let _ = fs::remove_file(format!("{}/{name}", self.0));
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = run(&["umount", "-l", self.0]);
+    }
+}
+
+/// In the mounts of this process, which are private.
+fn run(words: &[&str]) -> Result<()> {
+    killswitch::lab::namespaces::assert_private()?;
+    let status = std::process::Command::new(words[0]).args(&words[1..]).status();
+    match status.map_err(killswitch::lab::Error::new)?.success() {
+        true => Ok(()),
+        false => Err(killswitch::lab::Error::new(format!("{words:?} failed"))),
+    }
+}
+
+fn full_for_commands() -> Outcome {
+    let machine = Machine::new()?;
+    begin_anew()?;
+    let disk = Disk::of_the_journal("size=64k")?;
+    machine.killswitch(&["lock"])?.exits(0);
+    disk.fill();
+    for number in 0..100 {
+        let reason = format!("{number} {}", "x".repeat(900));
+        let unlocked = machine.killswitch(&["unlock", "--yes", "--reason", &reason])?.exits(0);
+        assert!(unlocked.err.is_empty(), "{unlocked:?}");
+    }
+    machine.killswitch(&["lock"])?.exits(0);
+    machine.killswitch(&["status"])?.exits(10);
+    disk.empty();
+    // There is not room for all of it: the rest waits on.
+    let unlocked = || Ok::<_, Failed>(events()?.iter().filter(|it| *it == "unlock").count());
+    machine.killswitch(&["lock"])?.exits(0);
+    machine.killswitch(&["evidence", "verify"])?.exits(0);
+    assert!(unlocked()? < 100);
+    run(&["mount", "-o", "remount,size=1m", "/var/lib/killswitch"])?;
+    machine.killswitch(&["lock"])?.exits(0);
+    machine.killswitch(&["evidence", "verify"])?.exits(0);
+    assert_eq!(unlocked()?, 100);
+    Ok(())
+}
+
+fn full_for_the_daemon() -> Outcome {
+    let lab = Lab::with_servers()?;
+    begin_anew()?;
+    let configuration = setup::write_configuration(&lab, "")?;
+    let program = setup::program()?;
+    let disk = Disk::of_the_journal("size=256k")?;
+    let _daemon = Daemon::start_and_wait(&lab, &program, &configuration)?;
+    let ask = |arguments: &[&str]| setup::killswitch(&lab, &program, &configuration, arguments);
+    eventually("the start is recorded", || Ok(events()?.contains(&"daemon_started".to_owned())))?;
+    disk.fill();
+    let degraded = || -> Result<bool> {
+        let text = ask(&["status"])?.stdout;
+        Ok(String::from_utf8_lossy(&text).contains("evidence waits in memory"))
+    };
+    assert!(!degraded()?);
+    // Until a file of the journal needs another page.
+    for _ in 0..20 {
+        assert!(ask(&["reload", "--yes"])?.status.success());
+    }
+    assert!(ask(&["unlock", "--yes"])?.status.success());
+    assert_eq!(ask(&["status"])?.status.code(), Some(20));
+    assert!(ask(&["lock", "--yes"])?.status.success());
+    eventually("it is reported", degraded)?;
+    assert_ne!(ask(&["status"])?.status.code(), Some(20));
+    disk.empty();
+    for event in ["unlock", "degraded", "degraded_ended"] {
+        eventually(&format!("{event} is recorded"), || Ok(events()?.contains(&event.to_owned())))?;
+    }
+    assert!(!events()?.contains(&"lost".to_owned()));
+    let verified = ask(&["evidence", "verify"])?;
+    assert!(verified.status.success(), "{verified:?}");
+    Ok(())
+}
+
+fn read_only() -> Outcome {
+    let machine = Machine::new()?;
+    begin_anew()?;
+    let _disk = Disk::of_the_journal("size=64k")?;
+    run(&["mount", "-o", "remount,ro", "/var/lib/killswitch"])?;
+    let locked = machine.killswitch(&["--json", "lock"])?.exits(0);
+    assert!(locked.err.is_empty() && locked.json()["degraded"] == json!([]), "{locked:?}");
+    machine.killswitch(&["unlock", "--yes"])?.exits(0);
+    assert!(fs::read_to_string(PENDING).is_ok() || fs::metadata(DIRECTORY).is_err());
+    run(&["mount", "-o", "remount,rw", "/var/lib/killswitch"])?;
+    machine.killswitch(&["lock"])?.exits(0);
+    assert_eq!(events()?, ["command", "lock", "command", "unlock", "command", "lock"]);
+    machine.killswitch(&["evidence", "verify"])?.exits(0);
+    Ok(())
+}
+
+/// Where not even memory takes it, that is said, and the command does what it does.
+fn full_memory() -> Outcome {
+    let machine = Machine::new()?;
+    begin_anew()?;
+    let memory = Disk::new("/run/killswitch", "size=64k")?;
+    memory.fill();
+    let locked = machine.killswitch(&["lock"])?.exits(0);
+    assert!(locked.err.contains("not recorded as evidence"), "{locked:?}");
+    machine.killswitch(&["status"])?.exits(10);
+    memory.empty();
+    machine.killswitch(&["unlock", "--yes"])?.exits(0);
+    assert_eq!(last("unlock")?["changed"], true);
+    Ok(())
+}
