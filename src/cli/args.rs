@@ -19,6 +19,9 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
     (20, "open"),
     (30, "damaged or cannot tell"),
 ];
+/// What `leaktest` says by its exit status.
+pub const LEAKTEST_EXIT_STATUS: [(u8, &str); 3] =
+    [(0, "nothing came out"), (20, "something leaked, or it is open"), (30, "cannot tell")];
 /// What `plan --exit-code` says by its exit status.
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
     [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
@@ -144,6 +147,18 @@ pub enum Command {
         somebody knocks at SSH:       killswitch explain --in eth0 --port 22\n  \
         a container's packet:         killswitch explain --in docker0 --out eth0 --to 1.1.1.1")]
     Explain(Words),
+    /// Try every way out of this machine, and say whether anything came out.
+    ///
+    /// Sends canaries: packets of every kind that say what they are, to networks where nobody is.
+    /// What gets past the lock is a real leak, of one packet that dies within a few hops. A machine
+    /// that is not locked is told so, and sends none. Without options nothing is disturbed, and it
+    /// takes a few seconds; offline and over SSH, too.
+    ///
+    /// Exit status: 0 nothing came out, 20 something leaked, or it is open, 30 cannot tell.
+    #[command(after_help = "Examples:\n  \
+        killswitch leaktest                         does it hold?\n  \
+        killswitch --json leaktest | jq .verdict    the same for scripts: held, leaked, cannot_tell")]
+    Leaktest(Leaktest),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
     /// First the leak without the lock, then none with it, through a series of faults. No root is
@@ -254,6 +269,14 @@ fn seconds(text: &str) -> Result<u32, String> {
         return Err("an exception lasts a whole number of seconds, up to 24 hours".into());
     }
     u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
+}
+
+/// Options of `leaktest`.
+#[derive(Debug, Args)]
+pub struct Leaktest {
+    /// Also write the report as a page for a browser; it can be read without a network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Options of `status`.

@@ -17,6 +17,7 @@ mod exception;
 mod explain;
 mod failure;
 mod inspect;
+mod leaktest;
 mod output;
 mod ssh;
 mod status;
@@ -76,6 +77,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Plan(options) => inspect::plan(arguments, options),
         Command::Rules(options) => inspect::rules(arguments, options),
         Command::Explain(options) => explain::explain(arguments, options),
+        Command::Leaktest(options) => leaktest::leaktest(arguments, options),
         Command::Demo => demo::demo(arguments),
         Command::Completions { shell } => completions::completions(*shell),
         Command::Servers => completions::servers(&arguments.config),

@@ -14,6 +14,7 @@ use super::{Failure, watch};
 use crate::daemon::calls::{Event, Excepted, Report};
 use crate::dbus::client;
 use crate::lock::{State, Status};
+use crate::policy::Policy;
 use crate::status;
 
 /// Exit status where nothing can be told.
@@ -33,6 +34,11 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 }
 
 fn read(arguments: &Arguments) -> Result<Status, Failure> {
+    Ok(read_with_policy(arguments)?.0)
+}
+
+/// With what may leave now, exceptions included.
+pub(super) fn read_with_policy(arguments: &Arguments) -> Result<(Status, Policy), Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
     let mut told = ask_daemon();
     loop {
@@ -41,6 +47,7 @@ fn read(arguments: &Arguments) -> Result<Status, Failure> {
             Ok(status) => status,
             Err(error) => {
                 return read_by_daemon()
+                    .map(|status| (status, effective))
                     .ok_or_else(|| Failure { code: CANNOT_TELL, ..Failure::from(error) });
             }
         };
@@ -53,7 +60,7 @@ fn read(arguments: &Arguments) -> Result<Status, Failure> {
             }
         }
         add_daemon(&mut status, told);
-        return Ok(status);
+        return Ok((status, effective));
     }
 }
 

@@ -1,0 +1,153 @@
+//! `leaktest`: tries every way out of this machine, and says what came out.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use nix::unistd::geteuid;
+
+use super::args::{Arguments, Leaktest};
+use super::output::{Style, harmless, json, say, styled};
+use super::{FAILED, Failure, NOT_PERMITTED, inspect, status};
+use crate::config;
+use crate::leaktest::report::{Machine, Probe, Report, Verdict};
+use crate::leaktest::run::{self, Subject};
+use crate::lock::{self, State};
+use crate::ruleset;
+
+pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, Failure> {
+    if !geteuid().is_root() {
+        return Err(Failure::new(
+            NOT_PERMITTED,
+            "not permitted: packet sockets need root\nhelp: run this as root, e.g. with sudo",
+        ));
+    }
+    let (subject, open) = subject(arguments)?;
+    let mut tell = progress();
+    let report = match open {
+        true => run::open(subject),
+        false => run::passive(subject, &mut tell)?,
+    };
+    if let Some(file) = &options.html {
+        write_page(file, &report)?;
+    }
+    match arguments.json {
+        true => json(&report),
+        false => show(&report).iter().for_each(|line| say(line)),
+    }
+    Ok(exit_status(report.verdict))
+}
+
+fn exit_status(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Held | Verdict::Allowed => 0,
+        Verdict::Leaked => 20,
+        Verdict::CannotTell => 30,
+    }
+}
+
+/// Lines on standard error, where somebody looks.
+fn progress() -> impl FnMut(&str) {
+    let looks = std::io::stderr().is_terminal();
+    move |words: &str| {
+        if looks {
+            eprintln!("{}", harmless(words));
+        }
+    }
+}
+
+/// What is tested; and whether it is open.
+fn subject(arguments: &Arguments) -> Result<(Subject, bool), Failure> {
+    let (status, policy) = status::read_with_policy(arguments)?;
+    let live = lock::read()?;
+    let files = config::load(&arguments.config).map(|it| it.files);
+    let files = files.unwrap_or_else(|_| vec![arguments.config.clone()]);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let state = serde_json::to_value(status.state).unwrap_or_default();
+    let machine = Machine {
+        system: distribution(),
+        kernel: release.trim().to_owned(),
+        architecture: std::env::consts::ARCH.into(),
+        killswitch: env!("CARGO_PKG_VERSION").into(),
+        ruleset_sha256: ruleset::sha256(&inspect::compiled(&policy, Some(&live))),
+        state: state.as_str().unwrap_or_default().to_owned(),
+        degraded: status.degraded.clone(),
+        configuration: config::redacted(&files),
+    };
+    let words = std::env::args().map(|word| quoted(&word));
+    let repeat = words.collect::<Vec<_>>().join(" ");
+    let damaged = status.state == State::Damaged;
+    Ok((Subject { policy, machine, repeat, damaged }, !status.locked))
+}
+
+/// PRETTY_NAME of os-release(5).
+fn distribution() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(|| "Linux".into(), |it| it.trim_matches('"').to_owned())
+}
+
+/// As a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_./=:,@+".contains(it);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// For a browser.
+fn write_page(file: &Path, _report: &Report) -> Result<(), Failure> {
+    Err(Failure::new(FAILED, format!("{}: this build makes no page", file.display())))
+}
+
+/// The verdict first.
+fn show(report: &Report) -> Vec<String> {
+    let mut lines = vec![styled(style(report.verdict), &harmless(&report.summary))];
+    let width = report.probes.iter().map(|it| it.name.len()).max().unwrap_or_default();
+    if !report.probes.is_empty() {
+        lines.push(String::new());
+        let heads = ["sent", "refused", "tunnel", "leaked"].map(|it| format!("{it:>8}"));
+        lines.push(format!("{:width$}  {:11}{}", "way out", "verdict", heads.concat()));
+    }
+    for probe in &report.probes {
+        lines.extend(show_probe(probe, width));
+    }
+    if !report.limits.is_empty() {
+        lines.push(String::new());
+        lines.push("not looked at:".into());
+        lines.extend(report.limits.iter().map(|it| format!("  {}", harmless(it))));
+    }
+    lines
+}
+
+fn show_probe(probe: &Probe, width: usize) -> Vec<String> {
+    /// As many frames as a terminal has room for; the document has more.
+    const FRAMES: usize = 3;
+    let numbers = [probe.sent, probe.refused, probe.tunnelled, probe.leaked];
+    let numbers = numbers.map(|it| format!("{it:>8}")).concat();
+    let verdict = styled(style(probe.verdict), &format!("{:11}", word(probe.verdict)));
+    let reason = probe.reason.as_ref().map(|it| format!("  {}", harmless(it))).unwrap_or_default();
+    let mut lines = vec![format!("{:width$}  {verdict}{numbers}{reason}", probe.name)];
+    for frame in probe.frames.iter().take(FRAMES) {
+        let words = format!("{} bytes on {}: {}", frame.length, frame.link, frame.what);
+        lines.push(format!("{:width$}  {}", "", harmless(&words)));
+    }
+    lines
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Held => "held",
+        Verdict::Leaked => "LEAKED",
+        Verdict::CannotTell => "cannot tell",
+        Verdict::Allowed => "allowed",
+    }
+}
+
+fn style(verdict: Verdict) -> Style {
+    match verdict {
+        Verdict::Held | Verdict::Allowed => Style::Green,
+        Verdict::Leaked => Style::Red,
+        Verdict::CannotTell => Style::Yellow,
+    }
+}
