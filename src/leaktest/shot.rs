@@ -96,7 +96,12 @@ impl Shot {
         };
         let socket = Socket::new(if v4 { Domain::IPV4 } else { Domain::IPV6 }, kind, protocol)?;
         socket.set_nonblocking(true)?;
-        limit_hops(&socket, v4)?;
+        match self.way {
+            // It knows no multicast.
+            Way::Tcp if v4 => socket.set_ttl_v4(HOPS.into())?,
+            Way::Tcp => socket.set_unicast_hops_v6(HOPS.into())?,
+            _ => limit_hops(&socket, v4)?,
+        }
         if v4 && !matches!(self.way, Way::Tcp) {
             socket.set_broadcast(true)?;
         }
@@ -129,7 +134,7 @@ impl Shot {
 }
 
 /// So that a canary does not come far.
-pub(super) fn limit_hops(socket: &Socket, v4: bool) -> io::Result<()> {
+fn limit_hops(socket: &Socket, v4: bool) -> io::Result<()> {
     let hops = u32::from(HOPS);
     match v4 {
         true => {
