@@ -157,7 +157,8 @@ pub enum Command {
     /// Exit status: 0 nothing came out, 20 something leaked, or it is open, 30 cannot tell.
     #[command(after_help = "Examples:\n  \
         killswitch leaktest                         does it hold?\n  \
-        killswitch --json leaktest | jq .verdict    the same for scripts: held, leaked, cannot_tell")]
+        killswitch --json leaktest | jq .verdict    the same for scripts: held, leaked, cannot_tell\n  \
+        killswitch leaktest --self-check            would it see a leak?")]
     Leaktest(Leaktest),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
@@ -274,6 +275,10 @@ fn seconds(text: &str) -> Result<u32, String> {
 /// Options of `leaktest`.
 #[derive(Debug, Args)]
 pub struct Leaktest {
+    /// Check the test itself, in a private network: without a lock every way out must be seen, with
+    /// one none. This machine's network is not touched.
+    #[arg(long, conflicts_with = "html")]
+    pub self_check: bool,
     /// Also write the report as a page for a browser; it can be read without a network.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,

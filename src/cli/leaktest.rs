@@ -11,10 +11,14 @@ use super::{FAILED, Failure, NOT_PERMITTED, inspect, status};
 use crate::config;
 use crate::leaktest::report::{Machine, Probe, Report, Verdict};
 use crate::leaktest::run::{self, Subject};
+use crate::leaktest::self_check::{self, Checked};
 use crate::lock::{self, State};
 use crate::ruleset;
 
 pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, Failure> {
+    if options.self_check {
+        return self_check(arguments);
+    }
     if !geteuid().is_root() {
         return Err(Failure::new(
             NOT_PERMITTED,
@@ -35,6 +39,35 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         false => show(&report).iter().for_each(|line| say(line)),
     }
     Ok(exit_status(report.verdict))
+}
+
+/// Works without root where user namespaces are allowed.
+fn self_check(arguments: &Arguments) -> Result<u8, Failure> {
+    let checked = self_check::run().map_err(|error| {
+        Failure::new(FAILED, format!("no private network: {error}\nhelp: run this as root"))
+    })?;
+    let good = |it: &Checked| it.finds && it.quiet && it.failed.is_none();
+    let works = checked.iter().all(good);
+    if arguments.json {
+        json(&serde_json::json!({ "works": works, "probes": checked }));
+        return Ok(if works { 0 } else { FAILED });
+    }
+    say(&match works {
+        true => {
+            styled(Style::Green, "the test works: every probe finds a hole, and none where is none")
+        }
+        false => styled(Style::Red, "the test does not work here"),
+    });
+    for it in &checked {
+        let (color, words) = match (it.finds, it.quiet) {
+            (true, true) => (Style::Green, "finds the hole"),
+            (false, _) => (Style::Red, "does not find the hole"),
+            (_, false) => (Style::Red, "finds one where is none"),
+        };
+        let why = it.failed.as_ref().map(|it| format!(": {}", harmless(it))).unwrap_or_default();
+        say(&format!("{:20}{}{why}", it.name, styled(color, words)));
+    }
+    Ok(if works { 0 } else { FAILED })
 }
 
 fn exit_status(verdict: Verdict) -> u8 {

@@ -94,7 +94,7 @@ impl Drop for Guest {
 }
 
 /// On a thread of its own, which may be in another namespace than we.
-fn elsewhere<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn elsewhere<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let panicked = |_| io::Error::other("a thread panicked");
     std::thread::scope(|scope| scope.spawn(work).join()).map_err(panicked)?
 }

@@ -10,6 +10,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netlink::{Message, Socket, encode};
@@ -55,6 +58,40 @@ pub fn set_up(socket: &Socket, link: u32, up: bool) -> io::Result<()> {
     request(socket, RouteNetlinkMessage::SetLink(message), 0)
 }
 
+/// Sets a link up that asks for no neighbour: what is sent by it is sent at once, to nobody.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn set_up_without_neighbours(socket: &Socket, link: u32) -> io::Result<()> {
+    let mut message = of(link);
+    message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+    message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+    request(socket, RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Adds a default route.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn add_default_route(socket: &Socket, link: u32, router: IpAddr) -> io::Result<()> {
+    let mut message = RouteMessage::default();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.header.address_family = family(router);
+    message.attributes.push(RouteAttribute::Oif(link));
+    message.attributes.push(RouteAttribute::Gateway(router.into()));
+    request(socket, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
 /// Gives a link an address, usable at once.
 ///
 /// # Errors
@@ -63,10 +100,7 @@ pub fn add_address(socket: &Socket, link: u32, net: IpNet) -> io::Result<()> {
     let mut message = AddressMessage::default();
     message.header.index = link;
     message.header.prefix_len = net.prefix_len();
-    message.header.family = match net.addr() {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    };
+    message.header.family = family(net.addr());
     message.attributes.push(AddressAttribute::Local(net.addr()));
     message.attributes.push(AddressAttribute::Address(net.addr()));
     if net.addr().is_ipv6() {

@@ -16,5 +16,6 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod run;
+pub mod self_check;
 mod shot;
 mod surroundings;

@@ -246,6 +246,11 @@ impl Test {
         dropped.values().flat_map(|it| it.values()).map(|it| it.packets).sum()
     }
 
+    /// Frames that leaked so far, by the probe's number; last: everybody else's.
+    pub fn leaks(&self) -> Vec<u64> {
+        self.seen.iter().map(|it| it.leaked).collect()
+    }
+
     /// The report; `probes`: what was sent in the end.
     pub fn finish(mut self, probes: &[Probe], disrupted: bool) -> Report {
         let end = self.now_ms();
