@@ -1,15 +1,21 @@
 //! `leaktest`: tries every way out of this machine, and says what came out.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
+use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::geteuid;
 
 use super::args::{Arguments, Leaktest};
+use super::change::{confirmed, load_or_strictest};
 use super::output::{Style, harmless, json, say, styled};
-use super::{FAILED, Failure, NOT_PERMITTED, inspect, status};
+use super::{FAILED, Failure, NOT_PERMITTED, inspect, ssh, status};
 use crate::config;
+use crate::leaktest::disrupt::{self, Disruption};
 use crate::leaktest::report::{Machine, Probe, Report, Verdict};
+use crate::leaktest::restore::{self, Watcher};
 use crate::leaktest::run::{self, Subject};
 use crate::leaktest::self_check::{self, Checked};
 use crate::lock::{self, State};
@@ -29,7 +35,8 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
     let mut tell = progress();
     let report = match open {
         true => run::open(subject),
-        false => run::passive(subject, &mut tell)?,
+        false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
+        false => run::passive(subject, least(options), &mut tell)?,
     };
     if let Some(file) = &options.html {
         write_page(file, &report)?;
@@ -39,6 +46,63 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         false => show(&report).iter().for_each(|line| say(line)),
     }
     Ok(exit_status(report.verdict))
+}
+
+fn least(options: &Leaktest) -> Duration {
+    Duration::from_secs(options.duration.unwrap_or_default().into())
+}
+
+fn disrupted(
+    arguments: &Arguments,
+    options: &Leaktest,
+    subject: Subject,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Report, Failure> {
+    if !options.yes {
+        if let Some(session) = ssh::session_cut_off_by(&subject.policy) {
+            return Err(Failure::new(FAILED, session.explain()));
+        }
+        let seconds = options.down_time.as_secs();
+        let question = format!(
+            "The tunnel and each link to the network will be away for {seconds} s, then the daemon \
+             is killed and the tables are attacked; the lock stays, and all is given back. Go on?"
+        );
+        if !confirmed("leaktest --disrupt", &question)? {
+            return Err(Failure::new(FAILED, "nothing was disturbed"));
+        }
+    }
+    let signals = signals()?;
+    let policy = subject.policy.clone();
+    let mut watcher = Watcher::start(&std::path::absolute(&arguments.config)?)?;
+    let how = Disruption { down_time: options.down_time, least: least(options) };
+    let outcome = disrupt::disrupt(subject, how, &mut watcher, signals, tell);
+    disrupt::relock(&policy)?;
+    watcher.dismiss();
+    outcome.map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => {
+            Failure::new(FAILED, "interrupted: no report; what was disturbed is given back")
+        }
+        _ => error.into(),
+    })
+}
+
+/// What would end us: it must be read, so that everything is given back first.
+fn signals() -> Result<SignalFd, Failure> {
+    let mut mask = SigSet::empty();
+    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    ends.into_iter().for_each(|it| mask.add(it));
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let blocked = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, flags));
+    Ok(blocked.map_err(std::io::Error::from)?)
+}
+
+/// What the second process of `--disrupt` does.
+pub(super) fn restore(arguments: &Arguments) -> Result<u8, Failure> {
+    if restore::wait_and_restore(std::io::stdin().lock())? {
+        let policy = load_or_strictest(arguments).1;
+        disrupt::relock(&policy)?;
+    }
+    Ok(0)
 }
 
 /// Works without root where user namespaces are allowed.

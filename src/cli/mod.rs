@@ -78,6 +78,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Rules(options) => inspect::rules(arguments, options),
         Command::Explain(options) => explain::explain(arguments, options),
         Command::Leaktest(options) => leaktest::leaktest(arguments, options),
+        Command::LeaktestRestore => leaktest::restore(arguments),
         Command::Demo => demo::demo(arguments),
         Command::Completions { shell } => completions::completions(*shell),
         Command::Servers => completions::servers(&arguments.config),

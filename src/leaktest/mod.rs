@@ -8,6 +8,7 @@
 
 pub mod canary;
 pub mod capture;
+pub mod disrupt;
 pub mod frame;
 mod guest;
 pub mod judge;
@@ -15,6 +16,7 @@ mod kernel;
 pub mod probe;
 pub mod record;
 pub mod report;
+pub mod restore;
 pub mod run;
 pub mod self_check;
 mod shot;

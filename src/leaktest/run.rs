@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
 
 use super::canary::Run;
 use super::capture::Capture;
@@ -53,6 +54,8 @@ pub struct Test {
     pub(super) limits: Vec<String>,
     blocked: u64,
     sampled: Option<Instant>,
+    /// By which it ends before its time.
+    signals: Option<SignalFd>,
 }
 
 impl Test {
@@ -91,10 +94,16 @@ impl Test {
             limits,
             blocked: 0,
             sampled: None,
+            signals: None,
         };
         test.blocked = test.blocked_by(lock::read().ok().as_ref());
         test.sample()?;
         Ok((test, plan.probes, plan.guest))
+    }
+
+    /// A signal that waits here ends it.
+    pub fn end_by(&mut self, signals: SignalFd) {
+        self.signals = Some(signals);
     }
 
     /// Milliseconds since it began.
@@ -111,7 +120,7 @@ impl Test {
     /// Watches for so long; looks at the machine's state as often as `every`.
     ///
     /// # Errors
-    /// Those of sockets.
+    /// Those of sockets; Interrupted: by a signal.
     pub fn attend(&mut self, period: Duration, every: Duration) -> io::Result<()> {
         let end = Instant::now() + period;
         loop {
@@ -123,7 +132,14 @@ impl Test {
             if rest.is_zero() {
                 return Ok(());
             }
-            let mut waiting = [PollFd::new(self.capture.as_fd(), PollFlags::POLLIN)];
+            if let Some(signals) = &self.signals
+                && signals.read_signal()?.is_some()
+            {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let ready = PollFlags::POLLIN;
+            let mut waiting = vec![PollFd::new(self.capture.as_fd(), ready)];
+            waiting.extend(self.signals.iter().map(|it| PollFd::new(it.as_fd(), ready)));
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
             match poll(&mut waiting, timeout) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
@@ -281,22 +297,34 @@ impl Test {
     }
 }
 
-/// The passive part: sends a little of everything, and disturbs nothing.
+/// The passive part: sends a little of everything, and disturbs nothing; again and again for at least
+/// so long.
 ///
 /// # Errors
 /// Those of sockets.
-pub fn passive(subject: Subject, tell: &mut dyn FnMut(&str)) -> io::Result<Report> {
+pub fn passive(
+    subject: Subject,
+    least: Duration,
+    tell: &mut dyn FnMut(&str),
+) -> io::Result<Report> {
     const ROUNDS: u32 = 3;
     const PAUSE: Duration = Duration::from_millis(300);
     /// For what waits for a neighbour's address, and is seen a little later.
     const END: Duration = Duration::from_millis(700);
     const EVERY: Duration = Duration::from_millis(600);
+    /// From the fourth round on.
+    const LATER: Duration = Duration::from_secs(2);
     let (mut test, mut probes, guest) = Test::begin(subject, false)?;
     tell(&format!("{} ways out are tried; nothing is disturbed", probes.len()));
     test.phase("passive", "canaries are sent; nothing is disturbed");
     for _ in 0..ROUNDS {
         probes.iter_mut().for_each(Probe::fire);
         test.attend(PAUSE, EVERY)?;
+    }
+    while test.start.elapsed() < least {
+        probes.iter_mut().for_each(Probe::fire);
+        let rest = least.saturating_sub(test.start.elapsed());
+        test.attend(LATER.min(rest), LATER)?;
     }
     test.attend(END, EVERY)?;
     test.sample()?;
