@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::geteuid;
 
 use super::args::{Arguments, Leaktest};
 use super::change::{confirmed, load_or_strictest};
 use super::output::{Style, harmless, json, say, styled};
-use super::{FAILED, Failure, NOT_PERMITTED, inspect, ssh, status};
+use super::{FAILED, Failure, inspect, ssh, status};
 use crate::config;
 use crate::leaktest::disrupt::{self, Disruption};
 use crate::leaktest::report::{Machine, Probe, Report, Verdict};
@@ -25,12 +24,7 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
     if options.self_check {
         return self_check(arguments);
     }
-    if !geteuid().is_root() {
-        return Err(Failure::new(
-            NOT_PERMITTED,
-            "not permitted: packet sockets need root\nhelp: run this as root, e.g. with sudo",
-        ));
-    }
+    lock::permitted()?;
     let (subject, open) = subject(arguments)?;
     let mut tell = progress();
     let report = match open {

@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(Run { nonce: 1 }.find(&packet), None);
             assert_eq!(run.find(&packet[..packet.len().min(30)]), None);
         }
-        assert_eq!(run.find(token[..token.len() - 1].as_bytes()), None);
+        assert_eq!(run.find(&token.as_bytes()[..token.len() - 1]), None);
     }
 
     #[test]

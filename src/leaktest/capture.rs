@@ -46,8 +46,8 @@ pub struct Captured<'a> {
 }
 
 impl Capture {
-    /// Begins to watch every link of the caller's namespace. `tunnels`: the indices of links that
-    /// are the tunnel, of which only canaries are shown.
+    /// Begins to watch every link of the caller's namespace. `tunnel`: index of the tunnel's link, of
+    /// which only canaries are shown.
     ///
     /// # Errors
     /// EPERM without CAP_NET_RAW.
@@ -74,7 +74,7 @@ impl Capture {
     ///
     /// # Errors
     /// Those of `recvmsg(2)`.
-    pub fn next(&mut self) -> io::Result<Option<Captured<'_>>> {
+    pub fn receive(&mut self) -> io::Result<Option<Captured<'_>>> {
         /// PACKET_OUTGOING of linux/if_packet.h.
         const OUTGOING: u8 = 4;
         loop {

@@ -108,7 +108,7 @@ pub fn plan(run: &Run, policy: &Policy, here: &Surroundings, lasting: bool) -> P
     planner.names();
     planner.by_each_link();
     planner.by_packet_sockets();
-    planner.to_servers(policy);
+    planner.past_the_mark(policy);
     planner.forwarded();
     if lasting {
         planner.older_sockets();
@@ -302,7 +302,7 @@ impl Planner<'_> {
     }
 
     /// In clear to the addresses that encrypted packets may go to.
-    fn to_servers(&mut self, policy: &Policy) {
+    fn past_the_mark(&mut self, policy: &Policy) {
         /// A configuration may have hundreds; they are alike.
         const SERVERS: usize = 4;
         let title = "UDP in clear and without our mark to servers, their port and others";

@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
 use super::canary::Run;
-use super::capture::Capture;
+use super::capture::{Capture, Captured};
 use super::frame::Frame as Wire;
 use super::judge::{Judgement, judge};
 use super::probe::{Aims, Probe, plan};
@@ -155,45 +155,36 @@ impl Test {
     /// # Errors
     /// Those of sockets.
     pub fn drain(&mut self) -> io::Result<()> {
-        while let Some(frame) = self.capture.next()? {
-            let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            const LOOPBACK: u32 = 1;
-            if frame.link == LOOPBACK || self.own_links.contains(&frame.link) {
+        const LOOPBACK: u32 = 1;
+        while let Some(frame) = self.capture.receive()? {
+            let is_ours = self.own_links.contains(&frame.link);
+            if frame.link == LOOPBACK || is_ours {
                 continue;
             }
-            let wire = Wire::read(frame.hatype, frame.protocol, frame.bytes);
-            let packet = wire.and_then(|it| it.packet());
-            let sender = self.aims.sender(&self.run, packet.as_ref(), frame.bytes);
-            let others = self.seen.len() - 1;
-            let seen = &mut self.seen[sender.unwrap_or(others).min(others)];
-            let policy = &self.subject.policy;
             if self.here.links.iter().all(|it| it.index != frame.link) {
                 self.here = Surroundings::read()?;
             }
-            let link = self.here.links.iter().find(|it| it.index == frame.link);
-            if self.here.tunnel(policy) == Some(frame.link) {
-                // The filter may not know yet that this is the tunnel.
-                seen.tunnelled += u64::from(sender.is_some());
-                self.columns.add(now, Kind::Tunnel, 1);
-                continue;
-            }
-            if self.here.internal(policy).iter().any(|it| it.index == frame.link) {
-                continue;
-            }
-            match wire.map_or(Judgement::Leaked, |wire| judge(policy, &wire)) {
-                Judgement::Allowed(key) => *seen.allowed.entry(key).or_default() += 1,
-                // Nothing that we send is what a link or the tunnel needs.
-                Judgement::Needed if sender.is_none() => {}
-                _ => {
-                    self.columns.add(now, Kind::Leaked, 1);
-                    seen.leak(Frame {
-                        at_ms: now,
-                        link: link.map_or_else(|| format!("#{}", frame.link), |it| it.name.clone()),
-                        length: frame.length,
-                        what: wire
-                            .map_or_else(|| "frame without a header".into(), |it| it.to_string()),
-                    });
+            let others = self.seen.len() - 1;
+            let view = View {
+                policy: &self.subject.policy,
+                here: &self.here,
+                run: &self.run,
+                aims: &self.aims,
+            };
+            let (sender, sight) = view.of(&frame);
+            let seen = &mut self.seen[sender.unwrap_or(others).min(others)];
+            let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            match sight {
+                Sight::Tunnelled => {
+                    seen.tunnelled += 1;
+                    self.columns.add(now, Kind::Tunnel, 1);
                 }
+                Sight::Allowed(key) => *seen.allowed.entry(key).or_default() += 1,
+                Sight::Leaked { link, what } => {
+                    self.columns.add(now, Kind::Leaked, 1);
+                    seen.leak(Frame { at_ms: now, link, length: frame.length, what });
+                }
+                Sight::Nothing => {}
             }
         }
         Ok(())
@@ -204,7 +195,8 @@ impl Test {
     /// # Errors
     /// The kernel's refusal.
     pub fn sample(&mut self) -> io::Result<()> {
-        let now = self.now_ms();
+        // What is found at first was so from the beginning.
+        let now = self.sampled.map_or(0, |_| self.now_ms());
         let before = self.here.tunnel(&self.subject.policy);
         let own = &self.own_links;
         let mut here = Surroundings::read()?;
@@ -297,6 +289,57 @@ impl Test {
     }
 }
 
+/// What a frame means to the test.
+enum Sight {
+    /// A canary that goes the right way.
+    Tunnelled,
+    /// Outside, by this key of the configuration.
+    Allowed(&'static str),
+    /// Outside, and may not be there.
+    Leaked { link: String, what: String },
+    /// Neither here nor there.
+    Nothing,
+}
+
+/// What it takes to see it.
+struct View<'a> {
+    policy: &'a Policy,
+    here: &'a Surroundings,
+    run: &'a Run,
+    aims: &'a Aims,
+}
+
+impl View<'_> {
+    /// With the probe that sent it, if one did.
+    fn of(&self, frame: &Captured<'_>) -> (Option<usize>, Sight) {
+        let wire = Wire::read(frame.hatype, frame.protocol, frame.bytes);
+        let packet = wire.and_then(|it| it.packet());
+        let sender = self.aims.sender(self.run, packet.as_ref(), frame.bytes);
+        if self.here.tunnel(self.policy) == Some(frame.link) {
+            // The filter may not know yet that this is the tunnel.
+            return (sender, sender.map_or(Sight::Nothing, |_| Sight::Tunnelled));
+        }
+        if self.here.internal(self.policy).iter().any(|it| it.index == frame.link) {
+            return (sender, Sight::Nothing);
+        }
+        let sight = match wire.map_or(Judgement::Leaked, |wire| judge(self.policy, &wire)) {
+            Judgement::Allowed(key) => Sight::Allowed(key),
+            // Nothing that we send is what a link or the tunnel needs.
+            Judgement::Needed if sender.is_none() => Sight::Nothing,
+            _ => Sight::Leaked {
+                link: self.name(frame.link),
+                what: wire.map_or_else(|| "frame without a header".into(), |it| it.to_string()),
+            },
+        };
+        (sender, sight)
+    }
+
+    fn name(&self, index: u32) -> String {
+        let link = self.here.links.iter().find(|it| it.index == index);
+        link.map_or_else(|| format!("link {index}, gone"), |it| it.name.clone())
+    }
+}
+
 /// The passive part: sends a little of everything, and disturbs nothing; again and again for at least
 /// so long.
 ///
@@ -308,10 +351,10 @@ pub fn passive(
     tell: &mut dyn FnMut(&str),
 ) -> io::Result<Report> {
     const ROUNDS: u32 = 3;
-    const PAUSE: Duration = Duration::from_millis(300);
+    const PAUSE: Duration = Duration::from_millis(800);
     /// For what waits for a neighbour's address, and is seen a little later.
-    const END: Duration = Duration::from_millis(700);
-    const EVERY: Duration = Duration::from_millis(600);
+    const END: Duration = Duration::from_secs(1);
+    const EVERY: Duration = Duration::from_millis(1500);
     /// From the fourth round on.
     const LATER: Duration = Duration::from_secs(2);
     let (mut test, mut probes, guest) = Test::begin(subject, false)?;

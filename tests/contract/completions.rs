@@ -7,12 +7,13 @@ use killswitch::lab::harness::{Failed, Outcome};
 use crate::machine::{Machine, PROGRAM, failed};
 
 /// What is typed, and words that must be offered for it.
-const TYPED: [(&str, &[&str]); 6] = [
+const TYPED: [(&str, &[&str]); 7] = [
     ("killswitch st", &["status"]),
     ("killswitch unl", &["unlock"]),
     ("killswitch lock --", &["--boot", "--yes", "--json", "--config", "--help"]),
     ("killswitch rules --format ", &["nft", "json"]),
     ("killswitch plan --e", &["--exit-code"]),
+    ("killswitch leaktest --", &["--disrupt", "--down-time", "--self-check", "--html", "--for"]),
     ("killswitch connect se", &["se-sto-1", "se-sto-2"]),
 ];
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 
 use clap::{Command, CommandFactory, Parser};
-use killswitch::cli::args::{Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS};
+use killswitch::cli::args::{
+    Arguments, EXIT_STATUS, LEAKTEST_EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS,
+};
 use killswitch::config::{self, LinkPattern};
 use killswitch::daemon::calls::{Event, Report};
 use killswitch::lock::{Exception, Layers, State, Status, Tunnel};
@@ -131,14 +133,19 @@ fn the_manual_has_every_exit_status() {
             (number, lines.next().unwrap_or_default())
         })
         .collect();
-    let known = [&EXIT_STATUS[..], &STATUS_EXIT_STATUS, &PLAN_EXIT_STATUS].concat();
+    let known =
+        [&EXIT_STATUS[..], &STATUS_EXIT_STATUS, &PLAN_EXIT_STATUS, &LEAKTEST_EXIT_STATUS].concat();
     assert_eq!(listed, known);
     let mut command = Arguments::command();
     let help = words(&command.render_long_help().to_string());
     for (code, meaning) in EXIT_STATUS {
         assert!(help.contains(&format!("{code} {meaning}")), "killswitch --help: {code}");
     }
-    for (name, statuses) in [("status", &STATUS_EXIT_STATUS[..]), ("plan", &PLAN_EXIT_STATUS)] {
+    for (name, statuses) in [
+        ("status", &STATUS_EXIT_STATUS[..]),
+        ("plan", &PLAN_EXIT_STATUS),
+        ("leaktest", &LEAKTEST_EXIT_STATUS),
+    ] {
         let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
         for (code, meaning) in statuses {
             let help = words(&help.replace(':', ""));
