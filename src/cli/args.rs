@@ -1,6 +1,7 @@
 //! The command line, from which help and completions are made; a test holds the manual to it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,9 @@ pub const STATUS_EXIT_STATUS: [(u8, &str); 4] = [
 ];
 /// What `evidence verify` says by its exit status.
 pub const VERIFY_EXIT_STATUS: [(u8, &str); 3] = [(0, "whole"), (1, "broken"), (30, "cannot tell")];
+/// What `leaktest` says by its exit status.
+pub const LEAKTEST_EXIT_STATUS: [(u8, &str); 3] =
+    [(0, "nothing came out"), (20, "something leaked, or it is open"), (30, "cannot tell")];
 /// What `plan --exit-code` says by its exit status.
 pub const PLAN_EXIT_STATUS: [(u8, &str); 3] =
     [(0, "no change"), (3, "no line loosens"), (5, "a line loosens")];
@@ -184,6 +188,20 @@ pub enum Command {
         killswitch metrics | promtool check metrics\n  \
         killswitch metrics --output /var/lib/prometheus/node-exporter/killswitch.prom")]
     Metrics(Metrics),
+    /// Try every way out of this machine, and say whether anything came out.
+    ///
+    /// Sends canaries: packets of every kind that say what they are, to networks where nobody is.
+    /// What gets past the lock is a real leak, of one packet that dies within a few hops. A machine
+    /// that is not locked is told so, and sends none. Without options nothing is disturbed, and it
+    /// takes a few seconds; offline and over SSH, too.
+    ///
+    /// Exit status: 0 nothing came out, 20 something leaked, or it is open, 30 cannot tell.
+    #[command(after_help = "Examples:\n  \
+        killswitch leaktest                         does it hold?\n  \
+        killswitch --json leaktest | jq .verdict    the same for scripts: held, leaked, cannot_tell\n  \
+        killswitch leaktest --disrupt               does it hold while everything goes wrong?\n  \
+        killswitch leaktest --self-check            would it see a leak?")]
+    Leaktest(Leaktest),
     /// Show the whole thing in private network namespaces: nothing on this machine is touched.
     ///
     /// First the leak without the lock, then none with it, through a series of faults. No root is
@@ -205,6 +223,9 @@ pub enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Give back what a killed `leaktest --disrupt` had taken.
+    #[command(hide = true)]
+    LeaktestRestore,
     /// Print the names of the configuration's servers, one to a line: for completions.
     #[command(hide = true)]
     Servers,
@@ -303,7 +324,7 @@ pub struct AddException {
 fn seconds(text: &str) -> Result<u32, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration.subsec_nanos() != 0 || !DURATION.contains(&duration) {
-        return Err("an exception lasts a whole number of seconds, up to 24 hours".into());
+        return Err("it lasts a whole number of seconds, up to 24 hours".into());
     }
     u32::try_from(duration.as_secs()).map_err(|error| error.to_string())
 }
@@ -382,6 +403,43 @@ pub struct Metrics {
     /// Where to, instead of standard output; the file is replaced at once.
     #[arg(long, value_name = "FILE.prom")]
     pub output: Option<PathBuf>,
+}
+
+/// Options of `leaktest`.
+#[derive(Debug, Args)]
+pub struct Leaktest {
+    /// Check the test itself, in a private network: without a lock every way out must be seen, with
+    /// one none. This machine's network is not touched.
+    #[arg(long, conflicts_with_all = ["html", "disrupt", "duration"])]
+    pub self_check: bool,
+    /// The honest test: send without end while the tunnel, each link to the network, the daemon and
+    /// the tables are taken away, one after the other. Asks first; all is given back, also if it is
+    /// interrupted or killed.
+    #[arg(long)]
+    pub disrupt: bool,
+    /// How long the tunnel and each link are away, from 1s to 10m.
+    #[arg(long, value_name = "DURATION", default_value = "5s", requires = "disrupt",
+          value_parser = down_time)]
+    pub down_time: Duration,
+    /// Go on for at least so long, up to 24 hours.
+    #[arg(long = "for", value_name = "DURATION", value_parser = seconds)]
+    pub duration: Option<u32>,
+    /// Do not ask; disturb also what this SSH session goes over.
+    #[arg(long, requires = "disrupt")]
+    pub yes: bool,
+    /// Also write the report as a page for a browser; it can be read without a network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// Shorter than a second shows nothing; longer than some minutes is no test.
+fn down_time(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_secs(1)..=Duration::from_secs(600);
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match range.contains(&duration) {
+        true => Ok(duration),
+        false => Err("a link is away from 1s to 10m".into()),
+    }
 }
 
 /// Options of `status`.

@@ -21,7 +21,7 @@ pub(super) fn audit(arguments: &Arguments) -> Result<u8, Failure> {
         ));
     }
     let path = std::path::absolute(&arguments.config)?;
-    let status = status::read_within(arguments, PATIENCE)?;
+    let status = status::read_within(arguments, PATIENCE)?.0;
     let wanted = Wanted::of(&config::load(&path));
     let report = judge(&Facts::read(status, &path), &wanted);
     match arguments.json {

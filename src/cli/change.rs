@@ -337,7 +337,8 @@ fn strictest(error: &config::Error) -> Result<u8, Failure> {
 }
 
 pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Failure> {
-    if !options.yes && !confirmed()? {
+    let question = "Open the lock? Everything may then leave in clear.";
+    if !options.yes && !confirmed("unlock", question)? {
         return Err(Failure::new(FAILED, "not unlocked"));
     }
     let by = evidence::typed("unlock", &options.reason);
@@ -366,13 +367,15 @@ pub(super) fn unlock(arguments: &Arguments, options: &Unlock) -> Result<u8, Fail
     Ok(0)
 }
 
-fn confirmed() -> Result<bool, Failure> {
+/// Asks before `command` is done.
+pub(super) fn confirmed(command: &str, question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("unlock asks at a terminal; scripts say `unlock --yes`"));
+        let words = format!("{command} asks at a terminal; scripts say `{command} --yes`");
+        return Err(Failure::usage(words));
     }
     // Not standard output, which may be a script's JSON.
     let mut terminal = std::io::stderr();
-    write!(terminal, "Open the lock? Everything may then leave in clear. [y/N] ")?;
+    write!(terminal, "{question} [y/N] ")?;
     terminal.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

@@ -219,11 +219,8 @@ fn export(arguments: &Arguments, options: &ExportEvidence) -> Result<u8, Failure
             .split(|byte| *byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok())
             .collect();
-        let words = match &verdict.broken {
-            None => format!("Whole, as far as {}.", head.as_deref().unwrap_or("nothing")),
-            Some(broken) => format!("BROKEN: {}", place_and_reason(broken)),
-        };
-        bytes = html::page(&entries, &words).into_bytes();
+        let broken = verdict.broken.as_ref().map(place_and_reason);
+        bytes = html::page(&entries, head.as_deref(), broken.as_deref()).into_bytes();
     }
     let Some(path) = &options.output else {
         // Nobody reads any more.

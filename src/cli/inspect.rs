@@ -61,9 +61,10 @@ pub(super) fn rules(arguments: &Arguments, options: &Rules) -> Result<u8, Failur
         true => Policy::strictest(),
         false => Policy::from_config(&config::load(&arguments.config)?),
     };
-    let egress = (policy.egress_guard && !options.strictest)
-        .then(|| live_guard(&policy, lock::read().ok().as_ref()));
-    let ruleset = Ruleset { inet: ruleset::compile(&policy), egress };
+    let ruleset = match options.strictest {
+        true => Ruleset { inet: ruleset::compile(&policy), egress: None },
+        false => compiled(&policy, lock::read().ok().as_ref()),
+    };
     if arguments.json || options.format == Format::Json {
         json(&ruleset.tables().map(table_json).collect::<Vec<_>>());
         return Ok(0);
@@ -71,9 +72,14 @@ pub(super) fn rules(arguments: &Arguments, options: &Rules) -> Result<u8, Failur
     if options.strictest {
         say(STRICTEST_HEADER);
     }
-    let scripts: Vec<String> = ruleset.tables().map(text::script).collect();
-    say(scripts.join("\n").trim_end());
+    say(&ruleset::print(&ruleset));
     Ok(0)
+}
+
+/// What `rules` prints: the guard in the form that is loaded.
+pub(super) fn compiled(policy: &Policy, live: Option<&lock::Live>) -> Ruleset {
+    let egress = policy.egress_guard.then(|| live_guard(policy, live));
+    Ruleset { inet: ruleset::compile(policy), egress }
 }
 
 /// The guard in the form that is loaded, or as the newest kernels take it.

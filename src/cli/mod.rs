@@ -19,6 +19,7 @@ mod exception;
 mod explain;
 mod failure;
 mod inspect;
+mod leaktest;
 mod metrics;
 mod output;
 mod ssh;
@@ -82,6 +83,8 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Audit => audit::audit(arguments),
         Command::Evidence(command) => evidence::evidence(arguments, command),
         Command::Metrics(options) => metrics::metrics(arguments, options),
+        Command::Leaktest(options) => leaktest::leaktest(arguments, options),
+        Command::LeaktestRestore => leaktest::restore(arguments),
         Command::Demo => demo::demo(arguments),
         Command::Completions { shell } => completions::completions(*shell),
         Command::Servers => completions::servers(&arguments.config),

@@ -14,6 +14,7 @@ use super::{Failure, watch};
 use crate::daemon::calls::{Event, Excepted, Report};
 use crate::dbus::client;
 use crate::lock::{State, Status};
+use crate::policy::Policy;
 use crate::status;
 
 /// Exit status where nothing can be told.
@@ -36,11 +37,14 @@ pub(super) fn status(arguments: &Arguments, options: &args::Status) -> Result<u8
 pub(super) const PATIENCE: Duration = Duration::from_millis(25);
 
 pub(super) fn read(arguments: &Arguments) -> Result<Status, Failure> {
-    read_within(arguments, PATIENCE)
+    Ok(read_within(arguments, PATIENCE)?.0)
 }
 
-/// As [`read`], with this patience for the daemon.
-pub(super) fn read_within(arguments: &Arguments, patience: Duration) -> Result<Status, Failure> {
+/// As [`read`], with this patience for the daemon, and what may leave now, exceptions included.
+pub(super) fn read_within(
+    arguments: &Arguments,
+    patience: Duration,
+) -> Result<(Status, Policy), Failure> {
     let (config, policy, complaint) = load_or_strictest(arguments);
     let mut told = ask_daemon(patience);
     loop {
@@ -49,6 +53,7 @@ pub(super) fn read_within(arguments: &Arguments, patience: Duration) -> Result<S
             Ok(status) => status,
             Err(error) => {
                 return read_by_daemon()
+                    .map(|status| (status, effective))
                     .ok_or_else(|| Failure { code: CANNOT_TELL, ..Failure::from(error) });
             }
         };
@@ -61,7 +66,7 @@ pub(super) fn read_within(arguments: &Arguments, patience: Duration) -> Result<S
             }
         }
         add_daemon(&mut status, told);
-        return Ok(status);
+        return Ok((status, effective));
     }
 }
 

@@ -23,6 +23,7 @@ mod error;
 mod exception;
 mod fields;
 mod file;
+mod redact;
 mod schema;
 mod secret;
 mod source;
@@ -34,6 +35,7 @@ mod wgquick;
 
 pub use error::{Error, Excerpt, Location, Problem};
 pub use exception::{EXCEPTION_KINDS, Exception};
+pub use redact::redacted;
 pub use secret::{Key, KeyError, PublicKey};
 
 /// Where the configuration is read from unless `--config` says otherwise.

@@ -392,12 +392,12 @@ pub fn runs() -> bool {
     )
 }
 
-/// Kills the daemon that listens, whatever it is doing. The lock outlives it.
+/// The process of the daemon that listens, whatever it is doing.
 ///
 /// # Errors
 /// [`Error`]: of one that has hung for long, so many callers may wait that none can come in any more
-/// ([`Error::Silent`]); those of `kill(2)`.
-pub fn kill() -> Result<(), Error> {
+/// ([`Error::Silent`]).
+pub fn process() -> Result<i32, Error> {
     const PATIENCE: Duration = Duration::from_millis(100);
     let stream = unix_socket::connect(Path::new(SOCKET), PATIENCE)?;
     let daemon = getsockopt(&stream, sockopt::PeerCredentials).map_err(io::Error::from)?.pid();
@@ -405,7 +405,16 @@ pub fn kill() -> Result<(), Error> {
     if daemon <= 0 {
         return Err(Error::Io(io::Error::other("the daemon is in another process namespace")));
     }
-    Ok(signal::kill(Pid::from_raw(daemon), Signal::SIGKILL).map_err(io::Error::from)?)
+    Ok(daemon)
+}
+
+/// Kills the daemon that listens. The lock outlives it.
+///
+/// # Errors
+/// Those of [`process`], and of `kill(2)`.
+pub fn kill() -> Result<(), Error> {
+    let daemon = Pid::from_raw(process()?);
+    Ok(signal::kill(daemon, Signal::SIGKILL).map_err(io::Error::from)?)
 }
 
 #[cfg(test)]

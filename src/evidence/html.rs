@@ -1,61 +1,45 @@
 //! The journal as a page for a browser. Every value is escaped by maud.
 
-use maud::{DOCTYPE, Markup, html};
+use maud::{Markup, html};
 use serde_json::{Map, Value};
 
-/// The page.
-pub fn page(entries: &[Map<String, Value>], verdict: &str) -> String {
-    skeleton("Evidence of killswitch", &body(entries, verdict)).into_string()
+use crate::html::{self, Tone};
+
+/// Bytes of the page that one entry's details may take.
+const DETAILS: usize = 2000;
+
+/// The page; `broken`: where and why the chain is.
+pub fn page(entries: &[Map<String, Value>], head: Option<&str>, broken: Option<&str>) -> String {
+    let heading = match (broken, head) {
+        (Some(why), _) => html::headline(Tone::Bad, "Evidence", "Broken", why),
+        (None, head) => {
+            let upto = format!(
+                "Every entry follows from the one before, up to {}.",
+                head.unwrap_or("none")
+            );
+            html::headline(Tone::Good, "Evidence", "Whole", &upto)
+        }
+    };
+    let rows: Vec<Vec<Markup>> = entries.iter().map(row).collect();
+    let columns = ["#Number", "Time (UTC)", "Event", "Details", "Follows"];
+    let body = html! {
+        (heading)
+        (html::section("entries", "What happened", &html::table(
+            &format!("{} entries, the oldest first", entries.len()), &columns, &rows,
+        )))
+    };
+    html::page("Evidence of killswitch", &body)
 }
 
-/// To be replaced by the one that all reports share.
-fn skeleton(title: &str, body: &Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width";
-                title { (title) }
-                style { (maud::PreEscaped(STYLE)) }
-            }
-            body { main { h1 { (title) } (body) } }
-        }
-    }
-}
-
-const STYLE: &str = ":root{color-scheme:light dark}body{font:1em/1.4 system-ui,sans-serif;margin:2em}\
-table{border-collapse:collapse}th,td{text-align:left;vertical-align:top;padding:.2em .8em .2em 0;\
-border-bottom:1px solid #8886}code{font-size:.85em;overflow-wrap:anywhere}";
-
-/// What is below the title.
-pub fn body(entries: &[Map<String, Value>], verdict: &str) -> Markup {
-    html! {
-        p { (verdict) }
-        table {
-            caption { (entries.len()) " entries" }
-            thead {
-                tr {
-                    th scope="col" { "Number" }
-                    th scope="col" { "Time (UTC)" }
-                    th scope="col" { "Event" }
-                    th scope="col" { "Details" }
-                    th scope="col" { "Follows" }
-                }
-            }
-            tbody {
-                @for entry in entries {
-                    tr {
-                        td { (super::words::number(entry, "seq")) }
-                        td { (super::words::time(entry)) }
-                        td { (super::words::event(entry)) }
-                        td { (super::words::details(entry)) }
-                        td { code { (super::words::short(entry, "previous")) } }
-                    }
-                }
-            }
-        }
-    }
+fn row(entry: &Map<String, Value>) -> Vec<Markup> {
+    use super::words::{details, event, number, short, time};
+    vec![
+        html! { (number(entry, "seq")) },
+        html! { (time(entry)) },
+        html! { (html::text(&event(entry), DETAILS)) },
+        html! { (html::text(&details(entry), DETAILS)) },
+        html! { code { (html::text(&short(entry, "previous"), DETAILS)) } },
+    ]
 }
 
 #[cfg(test)]
@@ -70,7 +54,7 @@ mod tests {
             "by": { "program": evil }, evil: evil,
         });
         let Value::Object(entry) = entry else { panic!("an object") };
-        let page = page(&[entry], evil);
+        let page = page(&[entry], Some(evil), Some(evil));
         assert!(!page.contains("<script"), "{page}");
         assert!(page.contains("&lt;script&gt;"), "{page}");
     }

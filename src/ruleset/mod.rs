@@ -7,6 +7,7 @@
 use std::fmt;
 
 mod compile;
+mod digest;
 pub mod expression;
 mod field;
 pub mod model;
@@ -15,6 +16,7 @@ pub mod text;
 
 pub(crate) use compile::successor;
 pub use compile::{Devices, LOG_COMMENT, LinkRef, PROBE_ETHERTYPE, PROBE_MARK, compile, guard};
+pub use digest::{print, sha256};
 pub use field::{Field, Load, ValueKind};
 
 /// The name of both our tables.

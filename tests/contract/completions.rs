@@ -7,7 +7,7 @@ use killswitch::lab::harness::{Failed, Outcome};
 use crate::machine::{Machine, PROGRAM, failed};
 
 /// What is typed, and words that must be offered for it.
-const TYPED: [(&str, &[&str]); 7] = [
+const TYPED: [(&str, &[&str]); 9] = [
     ("killswitch st", &["status"]),
     ("killswitch unl", &["unlock"]),
     ("killswitch aud", &["audit"]),
@@ -15,6 +15,7 @@ const TYPED: [(&str, &[&str]); 7] = [
     ("killswitch rules --format ", &["nft", "json"]),
     ("killswitch plan --e", &["--exit-code"]),
     ("killswitch evidence ", &["show", "verify", "export"]),
+    ("killswitch leaktest --", &["--disrupt", "--down-time", "--self-check", "--html", "--for"]),
     ("killswitch connect se", &["se-sto-1", "se-sto-2"]),
 ];
 

@@ -168,8 +168,8 @@ pub fn help_names_every_command() -> Outcome {
     let machine = Machine::new()?;
     let help = machine.killswitch(&["--help"])?.exits(0).out;
     for word in [
-        "lock", "unlock", "reload", "status", "check", "plan", "rules", "explain", "demo",
-        "evidence", "metrics",
+        "lock", "unlock", "reload", "status", "check", "plan", "rules", "explain", "leaktest",
+        "audit", "evidence", "metrics", "demo",
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(word)), "{word}: {help}");
         machine.killswitch(&[word, "--help"])?.exits(0);
@@ -195,7 +195,7 @@ pub fn help_names_every_command() -> Outcome {
 }
 
 /// Everything that prints.
-const PRINTING: [&[&str]; 10] = [
+const PRINTING: [&[&str]; 11] = [
     &["--help"],
     &["--version"],
     &["status"],
@@ -206,6 +206,7 @@ const PRINTING: [&[&str]; 10] = [
     &["rules", "--format", "json"],
     &["completions", "bash"],
     &["explain", "--out", "eth0", "--to", "1.1.1.1"],
+    &["leaktest"],
 ];
 
 pub fn colour_is_for_terminals_only() -> Outcome {

@@ -195,6 +195,7 @@ pub fn who_may_not_is_told_so() -> Outcome {
     {
         as_nobody(command)?.exits(4).complains(&words);
     }
+    as_nobody(&["leaktest"])?.exits(4).complains(&words);
     as_nobody(&["status"])?.exits(30).complains(&words);
     as_nobody(&["--json", "status"])?.exits(30).complains(&words);
     // A file that holds no secret may be read by all, and then explains itself.

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use clap::{Command, CommandFactory, Parser};
 use killswitch::audit::{KINDS, Severity};
 use killswitch::cli::args::{
-    AUDIT_EXIT_STATUS, Arguments, EXIT_STATUS, PLAN_EXIT_STATUS, STATUS_EXIT_STATUS,
-    VERIFY_EXIT_STATUS,
+    AUDIT_EXIT_STATUS, Arguments, EXIT_STATUS, LEAKTEST_EXIT_STATUS, PLAN_EXIT_STATUS,
+    STATUS_EXIT_STATUS, VERIFY_EXIT_STATUS,
 };
 use killswitch::config::{self, LinkPattern};
 use killswitch::daemon::calls::{Event, Report};
@@ -141,6 +141,7 @@ fn the_manual_has_every_exit_status() {
         &VERIFY_EXIT_STATUS,
         &PLAN_EXIT_STATUS,
         &AUDIT_EXIT_STATUS,
+        &LEAKTEST_EXIT_STATUS,
     ]
     .concat();
     assert_eq!(listed, known);
@@ -154,6 +155,7 @@ fn the_manual_has_every_exit_status() {
         ("plan", &PLAN_EXIT_STATUS),
         ("audit", &AUDIT_EXIT_STATUS),
         ("evidence verify", &VERIFY_EXIT_STATUS),
+        ("leaktest", &LEAKTEST_EXIT_STATUS),
     ];
     for (name, statuses) in own {
         let below = name.split(' ').try_fold(&mut command, |it, name| it.find_subcommand_mut(name));

@@ -1,0 +1,245 @@
+//! `leaktest`: tries every way out of this machine, and says what came out.
+
+use std::io::{ErrorKind, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::args::{Arguments, Leaktest};
+use super::change::{confirmed, load_or_strictest};
+use super::output::{Style, harmless, json, replace_file, say, styled};
+use super::{FAILED, Failure, inspect, ssh, status};
+use crate::config;
+use crate::leaktest::disrupt::{self, Disruption};
+use crate::leaktest::html;
+use crate::leaktest::report::{Machine, Probe, Report, Verdict};
+use crate::leaktest::restore::{self, Watcher};
+use crate::leaktest::run::{self, Subject};
+use crate::leaktest::self_check::{self, Checked};
+use crate::lock::{self, State};
+use crate::ruleset;
+
+pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, Failure> {
+    if options.self_check {
+        return self_check(arguments);
+    }
+    lock::permitted()?;
+    let (subject, open) = subject(arguments)?;
+    let mut tell = progress();
+    let report = match open {
+        true => run::open(subject),
+        false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
+        false => run::passive(subject, least(options), &mut tell)?,
+    };
+    if let Some(file) = &options.html {
+        write_page(file, &report)?;
+    }
+    match arguments.json {
+        true => json(&report),
+        false => show(&report).iter().for_each(|line| say(line)),
+    }
+    Ok(exit_status(report.verdict))
+}
+
+fn least(options: &Leaktest) -> Duration {
+    Duration::from_secs(options.duration.unwrap_or_default().into())
+}
+
+fn disrupted(
+    arguments: &Arguments,
+    options: &Leaktest,
+    subject: Subject,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Report, Failure> {
+    if !options.yes {
+        if let Some(session) = ssh::session_cut_off_by(&subject.policy) {
+            return Err(Failure::new(FAILED, session.explain()));
+        }
+        let seconds = options.down_time.as_secs();
+        let question = format!(
+            "The tunnel and each link to the network will be away for {seconds} s, then the daemon \
+             is killed and the tables are attacked; the lock stays, and all is given back. Go on?"
+        );
+        if !confirmed("leaktest --disrupt", &question)? {
+            return Err(Failure::new(FAILED, "nothing was disturbed"));
+        }
+    }
+    let signals = signals()?;
+    let policy = subject.policy.clone();
+    let mut watcher = Watcher::start(&std::path::absolute(&arguments.config)?)?;
+    let how = Disruption { down_time: options.down_time, least: least(options) };
+    let outcome = disrupt::disrupt(subject, how, &mut watcher, signals, tell);
+    disrupt::relock(&policy)?;
+    watcher.dismiss();
+    outcome.map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => {
+            Failure::new(FAILED, "interrupted: no report; what was disturbed is given back")
+        }
+        _ => error.into(),
+    })
+}
+
+/// What would end us: it must be read, so that everything is given back first.
+fn signals() -> Result<SignalFd, Failure> {
+    let mut mask = SigSet::empty();
+    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    ends.into_iter().for_each(|it| mask.add(it));
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let blocked = mask.thread_block().and_then(|()| SignalFd::with_flags(&mask, flags));
+    Ok(blocked.map_err(std::io::Error::from)?)
+}
+
+/// What the second process of `--disrupt` does.
+pub(super) fn restore(arguments: &Arguments) -> Result<u8, Failure> {
+    if restore::wait_and_restore(std::io::stdin().lock())? {
+        let policy = load_or_strictest(arguments).1;
+        disrupt::relock(&policy)?;
+    }
+    Ok(0)
+}
+
+/// Works without root where user namespaces are allowed.
+fn self_check(arguments: &Arguments) -> Result<u8, Failure> {
+    let checked = self_check::run().map_err(|error| {
+        Failure::new(FAILED, format!("no private network: {error}\nhelp: run this as root"))
+    })?;
+    let good = |it: &Checked| it.finds && it.quiet && it.failed.is_none();
+    let works = checked.iter().all(good);
+    if arguments.json {
+        json(&serde_json::json!({ "works": works, "probes": checked }));
+        return Ok(if works { 0 } else { FAILED });
+    }
+    say(&match works {
+        true => {
+            styled(Style::Green, "the test works: every probe finds a hole, and none where is none")
+        }
+        false => styled(Style::Red, "the test does not work here"),
+    });
+    for it in &checked {
+        let (color, words) = match (it.finds, it.quiet) {
+            (true, true) => (Style::Green, "finds the hole"),
+            (false, _) => (Style::Red, "does not find the hole"),
+            (_, false) => (Style::Red, "finds one where is none"),
+        };
+        let why = it.failed.as_ref().map(|it| format!(": {}", harmless(it))).unwrap_or_default();
+        say(&format!("{:20}{}{why}", it.name, styled(color, words)));
+    }
+    Ok(if works { 0 } else { FAILED })
+}
+
+fn exit_status(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Held | Verdict::Allowed => 0,
+        Verdict::Leaked => 20,
+        Verdict::CannotTell => 30,
+    }
+}
+
+/// Lines on standard error, where somebody looks.
+fn progress() -> impl FnMut(&str) {
+    let looks = std::io::stderr().is_terminal();
+    move |words: &str| {
+        if looks {
+            eprintln!("{}", harmless(words));
+        }
+    }
+}
+
+/// What is tested; and whether it is open.
+fn subject(arguments: &Arguments) -> Result<(Subject, bool), Failure> {
+    let (status, policy) = status::read_within(arguments, status::PATIENCE)?;
+    let live = lock::read()?;
+    let files = config::load(&arguments.config).map(|it| it.files);
+    let files = files.unwrap_or_else(|_| vec![arguments.config.clone()]);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let state = serde_json::to_value(status.state).unwrap_or_default();
+    let machine = Machine {
+        system: distribution(),
+        kernel: release.trim().to_owned(),
+        architecture: std::env::consts::ARCH.into(),
+        killswitch: env!("CARGO_PKG_VERSION").into(),
+        ruleset_sha256: ruleset::sha256(&inspect::compiled(&policy, Some(&live))),
+        state: state.as_str().unwrap_or_default().to_owned(),
+        degraded: status.degraded.clone(),
+        configuration: config::redacted(&files),
+    };
+    let words = std::env::args().map(|word| quoted(&word));
+    let repeat = words.collect::<Vec<_>>().join(" ");
+    let damaged = status.state == State::Damaged;
+    Ok((Subject { policy, machine, repeat, damaged }, !status.locked))
+}
+
+/// PRETTY_NAME of os-release(5).
+fn distribution() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(|| "Linux".into(), |it| it.trim_matches('"').to_owned())
+}
+
+/// As a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_./=:,@+".contains(it);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// For a browser.
+fn write_page(file: &Path, report: &Report) -> Result<(), Failure> {
+    Ok(replace_file(file, html::page(report).as_bytes(), 0o600)?)
+}
+
+/// The verdict first.
+fn show(report: &Report) -> Vec<String> {
+    let mut lines = vec![styled(style(report.verdict), &harmless(&report.summary))];
+    let width = report.probes.iter().map(|it| it.name.len()).max().unwrap_or_default();
+    if !report.probes.is_empty() {
+        lines.push(String::new());
+        let heads = ["sent", "refused", "tunnel", "leaked"].map(|it| format!("{it:>8}"));
+        lines.push(format!("{:width$}  {:11}{}", "way out", "verdict", heads.concat()));
+    }
+    for probe in &report.probes {
+        lines.extend(show_probe(probe, width));
+    }
+    if !report.limits.is_empty() {
+        lines.push(String::new());
+        lines.push("not looked at:".into());
+        lines.extend(report.limits.iter().map(|it| format!("  {}", harmless(it))));
+    }
+    lines
+}
+
+fn show_probe(probe: &Probe, width: usize) -> Vec<String> {
+    /// As many frames as a terminal has room for; the document has more.
+    const FRAMES: usize = 3;
+    let numbers = [probe.sent, probe.refused, probe.tunnelled, probe.leaked];
+    let numbers = numbers.map(|it| format!("{it:>8}")).concat();
+    let verdict = styled(style(probe.verdict), &format!("{:11}", word(probe.verdict)));
+    let reason = probe.reason.as_ref().map(|it| format!("  {}", harmless(it))).unwrap_or_default();
+    let mut lines = vec![format!("{:width$}  {verdict}{numbers}{reason}", probe.name)];
+    for frame in probe.frames.iter().take(FRAMES) {
+        let words = format!("{} bytes on {}: {}", frame.length, frame.link, frame.what);
+        lines.push(format!("{:width$}  {}", "", harmless(&words)));
+    }
+    lines
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Held => "held",
+        Verdict::Leaked => "LEAKED",
+        Verdict::CannotTell => "cannot tell",
+        Verdict::Allowed => "allowed",
+    }
+}
+
+fn style(verdict: Verdict) -> Style {
+    match verdict {
+        Verdict::Held | Verdict::Allowed => Style::Green,
+        Verdict::Leaked => Style::Red,
+        Verdict::CannotTell => Style::Yellow,
+    }
+}

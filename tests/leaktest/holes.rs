@@ -1,0 +1,251 @@
+//! A clean machine gives no finding; each hole is found, by the probe that is made for it.
+
+use killswitch::lab::addresses::*;
+use killswitch::lab::harness::{Failed, Outcome, Test};
+use killswitch::lab::{Context, Result};
+use killswitch::netlink::{Family, Socket};
+use killswitch::{netfilter, netlink, routing, ruleset};
+use serde_json::Value;
+
+use crate::common::LockedLab;
+
+pub const TESTS: &[Test] = &[
+    ("a_clean_machine_holds", a_clean_machine_holds),
+    ("an_open_machine_is_told_so_without_a_packet", an_open_machine_is_told_so_without_a_packet),
+    ("each_hole_is_found_by_its_probe", each_hole_is_found_by_its_probe),
+    ("a_missing_egress_guard_is_found", a_missing_egress_guard_is_found),
+    ("a_link_without_a_guard_is_found", a_link_without_a_guard_is_found),
+    ("what_is_forwarded_is_found", what_is_forwarded_is_found),
+    (
+        "a_link_that_takes_the_tunnels_name_is_watched",
+        a_link_that_takes_the_tunnels_name_is_watched,
+    ),
+    ("what_the_configuration_allows_is_no_leak", what_the_configuration_allows_is_no_leak),
+    ("a_damaged_lock_is_never_held", a_damaged_lock_is_never_held),
+];
+
+/// What `leaktest --json` said.
+pub struct Said {
+    pub code: i32,
+    pub json: Value,
+    pub err: String,
+}
+
+impl Said {
+    pub fn of(locked: &LockedLab, arguments: &[&str]) -> std::result::Result<Self, Failed> {
+        let output = locked.killswitch(&[&["--json", "leaktest"], arguments].concat())?;
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json = serde_json::from_slice(&output.stdout).map_err(|it| format!("{it}: {err}"))?;
+        Ok(Said { code: output.status.code().unwrap_or(-1), json, err })
+    }
+
+    pub fn probe(&self, name: &str) -> &Value {
+        let probes = self.json["probes"].as_array().expect("probes");
+        probes.iter().find(|it| it["name"] == name).unwrap_or(&Value::Null)
+    }
+
+    /// What each probe said, for a test that fails.
+    pub fn in_words(&self) -> String {
+        let mut text = format!("{}: {}\n", self.code, self.json["summary"]);
+        for probe in self.json["probes"].as_array().into_iter().flatten() {
+            let keys = ["name", "verdict", "sent", "refused", "tunnelled", "leaked", "reason"];
+            let words = keys.map(|key| probe[key].to_string());
+            text += &format!("{} {}\n", words.join(" "), probe["frames"][0]);
+        }
+        format!("{text}{}\n{}\n{}", self.json["limits"], self.json["machine"], self.err)
+    }
+
+    /// Names of probes with this verdict.
+    pub fn with(&self, verdict: &str) -> Vec<&str> {
+        let probes = self.json["probes"].as_array().into_iter().flatten();
+        let those = probes.filter(|it| it["verdict"] == verdict);
+        those.filter_map(|it| it["name"].as_str()).collect()
+    }
+}
+
+fn a_clean_machine_holds() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    let mut said = None;
+    let seen = locked.during(|_| {
+        said = Some(Said::of(&locked, &[]));
+        Ok(())
+    })?;
+    let said = said.expect("it ran")?;
+    assert_eq!(said.code, 0, "{}", said.in_words());
+    assert_eq!(said.json["verdict"], "held");
+    seen.must_be_clean()?;
+    Ok(())
+}
+
+fn an_open_machine_is_told_so_without_a_packet() -> Outcome {
+    let locked = LockedLab::new()?;
+    let mut said = None;
+    let seen = locked.during(|_| {
+        said = Some(Said::of(&locked, &[]));
+        Ok(())
+    })?;
+    let said = said.expect("it ran")?;
+    assert_eq!(said.code, 20, "{}", said.in_words());
+    assert_eq!(
+        (&said.json["verdict"], &said.json["machine"]["state"]),
+        (&"leaked".into(), &"open".into())
+    );
+    assert!(!seen.holds(b"killswitch-leaktest"), "a canary was sent");
+    Ok(())
+}
+
+/// A rule before all others of what may leave, in nft's words, and the probes that find it.
+type Hole = (&'static str, &'static [&'static str]);
+
+const HOLES: &[Hole] = &[
+    ("udp dport 443 accept", &["quic", "server-udp"]),
+    ("udp dport 4433 udp sport 40000 accept", &["raw-ip"]),
+    ("udp dport 4433 udp sport != 40000 accept", &["udp"]),
+    ("udp dport 3478 accept", &["stun"]),
+    ("udp dport 123 accept", &["ntp"]),
+    ("tcp dport 443 ip daddr 198.18.0.0/15 accept", &["tcp"]),
+    ("tcp dport 80 accept", &["bound-tcp"]),
+    ("icmp type echo-request accept", &["icmp", "bound-icmp"]),
+    ("meta nfproto ipv6 udp dport 4434 accept", &["ipv6-sources"]),
+    ("ip6 daddr 2001:2::/48 udp dport 4435 accept", &["bound-udp"]),
+    ("udp dport 53 accept", &["dns"]),
+    ("tcp dport 853 accept", &["dot"]),
+    ("udp dport 5353 accept", &["mdns"]),
+    ("ip daddr 224.0.0.252 accept", &["llmnr"]),
+    ("ip daddr 255.255.255.255 accept", &["broadcast"]),
+    ("udp dport 51820 accept", &["server-udp"]),
+    ("ip daddr 198.51.100.0/24 tcp dport 443 accept", &["server-tcp"]),
+];
+
+fn nft(locked: &LockedLab, words: &str) -> Result<()> {
+    let arguments: Vec<&str> = ["60", "nft"].into_iter().chain(words.split(' ')).collect();
+    locked.lab.client.command("timeout", &arguments).map(drop)
+}
+
+/// Nothing but table `inet` is left, so that a hole in it is one.
+fn leave_the_table_alone(locked: &LockedLab) -> Result<()> {
+    locked.lock()?;
+    nft(locked, "delete table netdev killswitch")?;
+    locked.lab.client.run(|| routing::remove().map(drop).during("routing guard"))?
+}
+
+fn each_hole_is_found_by_its_probe() -> Outcome {
+    let locked = LockedLab::new()?;
+    for (rule, probes) in HOLES {
+        leave_the_table_alone(&locked)?;
+        nft(&locked, &format!("insert rule inet killswitch leave {rule}"))?;
+        let said = Said::of(&locked, &[])?;
+        // Without the egress guard packet sockets get out, too.
+        let found = said.with("leaked");
+        let found: Vec<&str> =
+            found.into_iter().filter(|it| !it.starts_with("packet-socket")).collect();
+        assert_eq!((said.code, &found[..]), (20, *probes), "{rule}\n{}", said.in_words());
+    }
+    Ok(())
+}
+
+fn a_missing_egress_guard_is_found() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    nft(&locked, "delete table netdev killswitch")?;
+    let said = Said::of(&locked, &[])?;
+    let found = said.with("leaked");
+    assert_eq!(found, ["packet-socket", "packet-socket-vlan"], "{}", said.in_words());
+    let frame = &said.probe("packet-socket")["frames"][0];
+    assert_eq!(frame["link"], CLIENT_LINK, "{frame}");
+    assert!(frame["what"].as_str().is_some_and(|it| it.starts_with("udp 192.168.1.50:40000")));
+    Ok(())
+}
+
+fn a_link_without_a_guard_is_found() -> Outcome {
+    let locked = LockedLab::new()?;
+    let (client, trap) = (&locked.lab.client, locked.lab.trap.path());
+    client.ip(&format!(
+        "link add eth1 index 77 type veth peer name trap netns {trap}\nlink set eth1 up"
+    ))?;
+    locked.lab.trap.ip("link set trap up")?;
+    locked.lock()?;
+    let policy = locked.policy()?;
+    nft(&locked, "delete table netdev killswitch")?;
+    client.run(|| -> Result<()> {
+        let route = Socket::open(Family::Route).during("rtnetlink")?;
+        let mut links = netfilter::guarded(&policy, &netlink::links(&route).during("links")?);
+        links.retain(|it| it.name != "eth1");
+        let guard = ruleset::guard(&policy, Some(&netfilter::references(&links)));
+        let tables = Socket::open(Family::Netfilter).during("nfnetlink")?;
+        netfilter::apply(&tables, &guard).map(drop).during("the guard")
+    })??;
+    let said = Said::of(&locked, &[])?;
+    let found = said.with("leaked");
+    assert_eq!(found, ["packet-socket", "packet-socket-vlan"], "{}", said.in_words());
+    let frames = said.probe("packet-socket")["frames"].as_array().cloned().unwrap_or_default();
+    assert!(!frames.is_empty() && frames.iter().all(|it| it["link"] == "eth1"), "{frames:?}");
+    Ok(())
+}
+
+fn what_is_forwarded_is_found() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lab.client.sysctl("net/ipv4/ip_forward", "1")?;
+    locked.lab.client.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    locked.lock()?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!(
+        (said.code, &said.probe("forwarded")["verdict"]),
+        (0, &"held".into()),
+        "{}",
+        said.in_words()
+    );
+    leave_the_table_alone(&locked)?;
+    nft(&locked, "insert rule inet killswitch forward accept")?;
+    nft(&locked, "insert rule inet killswitch leave ip saddr 198.19.255.254 accept")?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!(said.probe("forwarded")["verdict"], "leaked", "{}", said.in_words());
+    let links = locked.lab.client.command("ip", &["link"])?;
+    assert!(!links.contains("kslt"), "the guest's link is left: {links}");
+    Ok(())
+}
+
+fn a_link_that_takes_the_tunnels_name_is_watched() -> Outcome {
+    let locked = LockedLab::new()?;
+    let (client, trap) = (&locked.lab.client, locked.lab.trap.path());
+    client.ip(&format!(
+        "link add {TUNNEL_LINK} index 77 type veth peer name trap netns {trap}
+         address add 10.99.0.1/24 dev {TUNNEL_LINK}
+         link set {TUNNEL_LINK} up"
+    ))?;
+    locked.lab.trap.ip("link set trap up")?;
+    locked.lock()?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!(said.with("leaked"), Vec::<&str>::new(), "{}", said.in_words());
+    leave_the_table_alone(&locked)?;
+    nft(&locked, &format!("insert rule inet killswitch leave oifname {TUNNEL_LINK} accept"))?;
+    let said = Said::of(&locked, &[])?;
+    let frames = said.probe("broadcast")["frames"].as_array().cloned().unwrap_or_default();
+    assert!(frames.iter().any(|it| it["link"] == TUNNEL_LINK), "{}", said.in_words());
+    Ok(())
+}
+
+fn what_the_configuration_allows_is_no_leak() -> Outcome {
+    let locked = LockedLab::with(&format!(
+        "[allow]\nlan = [\"{LAN_V4}\", \"198.18.0.0/15\"]\nlan_dns = [\"{ROUTER_V4}\"]\n"
+    ))?;
+    locked.lock()?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!((said.code, said.with("leaked")), (0, vec![]), "{}", said.in_words());
+    assert_eq!(said.probe("dns")["reason"], "allow.lan_dns", "{}", said.in_words());
+    assert_eq!(said.probe("packet-socket")["reason"], "allow.lan", "{}", said.in_words());
+    assert_eq!(said.probe("mdns")["verdict"], "held", "{}", said.in_words());
+    Ok(())
+}
+
+/// A hole that no probe goes through is no proof that there is none.
+fn a_damaged_lock_is_never_held() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    nft(&locked, "insert rule inet killswitch leave udp dport 4999 accept")?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!((said.code, said.with("leaked")), (30, vec![]), "{}", said.in_words());
+    assert_eq!(said.json["verdict"], "cannot_tell");
+    Ok(())
+}

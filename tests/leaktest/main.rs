@@ -1,0 +1,18 @@
+//! `leaktest` as people run it: the real program in a laboratory's client, against holes on purpose.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod disrupt;
+mod holes;
+mod self_check;
+#[path = "../daemon/stage.rs"]
+#[allow(dead_code, reason = "the daemon's tests use all of it")]
+mod stage;
+
+use std::process::ExitCode;
+
+use killswitch::lab::harness;
+
+fn main() -> ExitCode {
+    harness::run(&[holes::TESTS, self_check::TESTS, disrupt::TESTS].concat())
+}
