@@ -95,7 +95,7 @@ fn the_catalogue_is_long() -> Outcome {
         ("kernel-without-egress", "needs another kernel"),
         ("link-elsewhere", "needs hardware"),
         ("lock-degraded", "needs a kernel that refuses a layer"),
-        ("lock-unit-failed", "needs systemd: tests/container"),
+        ("lock-unit-failed", "needs systemd"),
         ("nftables-flush", "needs another kernel"),
         ("table-not-owned", "needs a daemon that fails to own it"),
     ];
