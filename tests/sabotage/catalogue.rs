@@ -125,8 +125,9 @@ catalogue! {
         it.run("tc qdisc add dev eth0 clsact")?;
         it.run("tc filter add dev eth0 egress protocol ip u32 match u32 0 0 flowid 1:1")
     };
-    xdp_program_on_the_nic: Connected, Audit(&["xdp-program"]),
-        |it| it.lab.client.feed("python3", &["-", CLIENT_LINK], XDP_PROGRAM);
+    xdp_program_on_the_nic: Connected, Audit(&["xdp-program"]), |it| Harm::by_root(|| {
+        it.lab.client.feed("python3", &["-", CLIENT_LINK], XDP_PROGRAM).map(Harm::from)
+    });
     af_xdp_socket: Connected, Audit(&["af-xdp-socket"]), |it| {
         let script = format!("{}\n{WAIT}", include_str!("../threats_a/xdp.py"));
         it.start("python3", &["-c", &script, CLIENT_LINK])
@@ -135,12 +136,13 @@ catalogue! {
         let open = "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300)";
         it.start("python3", &["-c", &format!("{open}\n{WAIT}")])
     };
-    capable_process: Connected, Audit(&["capability"]), |it| {
+    capable_process: Connected, Audit(&["capability"]), |it| Harm::by_root(|| {
         let words = "--reuid=65534 --regid=65534 --clear-groups --inh-caps=+net_raw \
                      --ambient-caps=+net_raw sh -c";
-        let words: Vec<&str> = words.split_whitespace().chain(["echo ready; exec sleep 3600"]).collect();
-        it.start("setpriv", &words)
-    };
+        let mut words: Vec<&str> = words.split_whitespace().collect();
+        words.push("echo ready; exec sleep 3600");
+        it.start("setpriv", &words).map(Harm::from)
+    });
     container_with_the_machines_network: Connected, Audit(&["container-host-network"]),
         |it| it.start("unshare", &["-p", "-f", "--kill-child", "sh", "-c", "echo ready; sleep 3600; :"]);
     macvlan_in_another_namespace: Connected, Audit(&["child-elsewhere"]), macvlan_elsewhere;

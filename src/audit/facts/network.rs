@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use super::{Reading, Unknown};
+use crate::netfilter;
 use crate::netfilter::live::{ForeignTable, read_foreign};
 use crate::netlink::{self, Attached, Attributes, Family, Filter, Link, Message, Socket};
 use crate::routing::{self, PREFERENCES};
@@ -65,9 +66,10 @@ fn ask<T>(what: &str, question: fn(&Socket) -> io::Result<T>) -> Reading<T> {
 
 pub(super) fn tables() -> Reading<Vec<ForeignTable>> {
     let read = Socket::open(Family::Netfilter).and_then(|socket| read_foreign(&socket));
-    match read {
-        Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => Ok(Vec::new()),
-        read => read.map_err(|error| Unknown::of("tables of nftables", &error)),
+    match read.map_err(netfilter::Error::from) {
+        // Without nf_tables nobody has any.
+        Err(netfilter::Error::Missing(_)) => Ok(Vec::new()),
+        read => read.map_err(|error| Unknown::Unreadable(error.to_string())),
     }
 }
 

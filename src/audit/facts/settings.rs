@@ -156,9 +156,12 @@ pub(super) fn modes(configuration: &Path) -> Reading<Vec<Mode>> {
             paths.insert(drop_ins);
         }
     }
+    let unknown = unknown_user();
     let mut modes = Vec::new();
     for path in paths {
         match fs::metadata(&path) {
+            // Whose it is cannot be told: root's, most likely.
+            Ok(file) if Some(file.uid()) == unknown => {}
             // A masked unit is a device that all may write to.
             Ok(file) if !file.is_file() && !file.is_dir() => {}
             Ok(file) => modes.push(Mode {
@@ -171,6 +174,14 @@ pub(super) fn modes(configuration: &Path) -> Reading<Vec<Mode>> {
         }
     }
     Ok(modes)
+}
+
+/// In a user namespace: what stands for all users that it does not have (user_namespaces(7)).
+fn unknown_user() -> Option<u32> {
+    if super::sees_every_user() {
+        return None;
+    }
+    fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?.trim_end().parse().ok()
 }
 
 /// Now, and when the newest of the configuration's files was written.
