@@ -108,13 +108,12 @@ fn locked(by: Caller, through: Through, policy: &Policy, outcome: &Outcome) -> W
     What::Lock { by, through, changed: Some(outcome.changed), ruleset, degraded }
 }
 
-/// Also that it failed is evidence; the daemon keeps its own. At the end what waits is folded in.
+/// Also that it failed is evidence; the daemon keeps its own.
 fn recorded<T>(command: &str, result: Result<T, Failure>) -> Result<T, Failure> {
     if let Err(failure) = &result {
         let why = failure.message.lines().next().unwrap_or_default();
         evidence::note(What::Failed { what: command.into(), why: clipped(why) });
     }
-    evidence::fold();
     result
 }
 

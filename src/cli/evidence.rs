@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::args::{
-    Arguments, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
+    Arguments, Command, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
 };
 use super::output::{self, harmless, json, say, stream};
 use super::status::CANNOT_TELL;
@@ -258,9 +258,15 @@ pub(super) fn note(what: What) {
     }
 }
 
-/// At the end of a command: the daemon does it where it runs. What cannot be written waits.
-pub(super) fn fold() {
-    if !crate::dbus::client::runs() {
+/// At the end of a command what waits is folded in, unless a daemon does it, or it is too early in the
+/// boot. What cannot be written waits on.
+pub(super) fn after(command: &Command) {
+    let folds = match command {
+        Command::Lock(options) => !options.boot,
+        Command::Unlock(_) | Command::Reload(_) | Command::Exception(_) => true,
+        _ => false,
+    };
+    if folds && geteuid().is_root() && !crate::dbus::client::runs() {
         let _ = evidence::fold();
     }
 }

@@ -44,10 +44,13 @@ pub fn main() -> ExitCode {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         output::warning(&format!("memory with keys may end up in a core dump: {error}"));
     }
-    match run(&arguments) {
+    let code = match run(&arguments) {
         Ok(code) => code.into(),
         Err(failure) => failure.tell(arguments.json.then(|| document(&arguments.command))),
-    }
+    };
+    // Last of all: a disk may take its time.
+    evidence::after(&arguments.command);
+    code
 }
 
 /// Of a command line that is wrong somewhere.

@@ -16,22 +16,22 @@ use super::chain::{self, Head};
 use super::record::{LONGEST, Record, What};
 use super::{Places, spool};
 
-/// When files change, and how many stay.
+/// When files change, how many stay, and how long one waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes, from which on a new file is begun.
     pub file: u64,
     /// Files that stay.
     pub files: usize,
+    /// For another process that folds.
+    pub patience: Duration,
 }
 
 /// The daemon's: 32 MB in all.
-pub const LIMITS: Limits = Limits { file: 4 << 20, files: 8 };
-/// A command's, which does not wait for a disk as rotating must.
-pub const NO_LIMITS: Limits = Limits { file: u64::MAX, files: usize::MAX };
-
-/// For another process that folds: a command must end.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const LIMITS: Limits = Limits { file: 4 << 20, files: 8, patience: Duration::from_secs(2) };
+/// A command's, which must end: it does not wait for a disk, as rotating does.
+pub const OF_COMMANDS: Limits =
+    Limits { file: u64::MAX, files: usize::MAX, patience: Duration::from_millis(200) };
 
 /// What came of folding.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub fn fold(places: &Places, limits: Limits) -> io::Result<Folded> {
         return Ok(Folded::NotMounted);
     }
     let turn = spool::open_private(OpenOptions::new().write(true), &places.turn())?;
-    let _turn = spool::lock_within(turn, PATIENCE)?;
+    let _turn = spool::lock_within(turn, limits.patience)?;
     if let Some(above) = places.journal.parent() {
         spool::private_directory(above)?;
     }
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn files_change_and_the_oldest_goes() {
         let shelf = Shelf::new();
-        let limits = Limits { file: 1000, files: 3 };
+        let limits = Limits { file: 1000, files: 3, ..LIMITS };
         for number in 0..60 {
             shelf.note(number..number + 1);
             fold(&shelf.places, limits).unwrap();
@@ -506,7 +506,7 @@ mod tests {
                 scope.spawn(move || {
                     for number in 0..50 {
                         shelf.note(writer * 100 + number..writer * 100 + number + 1);
-                        let _ = fold(&shelf.places, Limits { file: 20_000, files: 100 });
+                        let _ = fold(&shelf.places, Limits { file: 20_000, files: 100, ..LIMITS });
                     }
                 });
             }

@@ -85,5 +85,5 @@ pub fn note(what: What) -> std::io::Result<()> {
 /// # Errors
 /// Those of files; then it waits on.
 pub fn fold() -> std::io::Result<()> {
-    journal::fold(&Places::default(), journal::NO_LIMITS).map(drop)
+    journal::fold(&Places::default(), journal::OF_COMMANDS).map(drop)
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 use killswitch::lab::{Daemon, Lab, Result, setup};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use crate::journal::{DIRECTORY, PENDING, begin_anew, events, last};
@@ -14,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("disks::a_full_disk_costs_the_daemon_nothing", full_for_the_daemon),
     ("disks::a_disk_that_cannot_be_written", read_only),
     ("disks::memory_that_is_full", full_memory),
+    ("disks::a_writer_that_hangs_keeps_nobody_waiting", hung),
 ];
 
 /// A disk of its own for the journal; gone when dropped.
@@ -147,5 +149,34 @@ fn full_memory() -> Outcome {
     memory.empty();
     machine.killswitch(&["unlock", "--yes"])?.exits(0);
     assert_eq!(last("unlock")?["changed"], true);
+    Ok(())
+}
+
+/// It never lets go here: whoever waited for it would not end.
+fn hung() -> Outcome {
+    let lab = Lab::with_servers()?;
+    begin_anew()?;
+    let configuration = setup::write_configuration(&lab, "")?;
+    let program = setup::program()?;
+    let ask = |arguments: &[&str]| setup::killswitch(&lab, &program, &configuration, arguments);
+    assert!(ask(&["lock", "--yes"])?.status.success());
+    let before = events()?;
+    let turn = fs::OpenOptions::new().write(true).open("/run/killswitch/evidence.lock")?;
+    let turn = Flock::lock(turn, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    assert!(ask(&["unlock", "--yes"])?.status.success());
+    assert_eq!(ask(&["status"])?.status.code(), Some(20));
+    let daemon = Daemon::start_and_wait(&lab, &program, &configuration)?;
+    for arguments in [&["unlock", "--yes"][..], &["lock", "--yes"], &["reload", "--yes"]] {
+        assert!(ask(arguments)?.status.success());
+    }
+    assert_eq!(events()?, before);
+    drop(turn);
+    eventually("all is recorded", || {
+        let events = events()?;
+        let has = |event: &str| events.iter().filter(|it| *it == event).count();
+        Ok((has("unlock"), has("reloaded"), has("daemon_started")) == (2, 2, 1))
+    })?;
+    drop(daemon);
+    assert!(ask(&["evidence", "verify"])?.status.success());
     Ok(())
 }
