@@ -96,6 +96,8 @@ install:
 	install -D -m755 packaging/dracut/70killswitch/module-setup.sh $(DESTDIR)/usr/lib/dracut/modules.d/70killswitch/module-setup.sh
 	for document in README.md SECURITY.md ARCHITECTURE.md CHANGELOG.md docs/dbus.md docs/neighbours.md; do \
 	install -D -m644 $$document $(DESTDIR)/usr/share/doc/killswitch/$$document || exit 1; done
+	for example in killswitch-metrics.service killswitch-metrics.timer; do \
+	install -D -m644 packaging/examples/$$example $(DESTDIR)/usr/share/doc/killswitch/examples/$$example || exit 1; done
 	install -D -m644 $(BUILT).crates $(DESTDIR)/usr/share/doc/killswitch/crates.txt
 	install -D -m644 man/killswitch.8 $(DESTDIR)/usr/share/man/man8/killswitch.8
 	install -D -m644 man/killswitch.toml.5 $(DESTDIR)/usr/share/man/man5/killswitch.toml.5
