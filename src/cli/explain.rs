@@ -53,18 +53,8 @@ pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Fa
 
 /// The line's packet, with what was said besides.
 fn of_line(asked: &Asked, text: &str, besides: &Words) -> Result<(line::Read, Answer), String> {
-    let mut read = line::read(text)?;
-    let words = &mut read.words;
-    words.out = besides.out.clone().or(words.out.take());
-    words.into = besides.into.clone().or(words.into.take());
-    words.wireguard = besides.wireguard.or(words.wireguard);
-    words.related = besides.related.or(words.related);
-    words.reply |= besides.reply;
-    words.frame |= besides.frame;
-    if besides.mark != 0 {
-        words.mark = besides.mark;
-    }
-    let answer = asked.answer(words)?;
+    let read = line::read_besides(text, besides)?;
+    let answer = asked.answer(&read.words)?;
     Ok((read, answer))
 }
 
