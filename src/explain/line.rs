@@ -392,6 +392,12 @@ fn tshark_ports(read: &mut Read, name: &str, info: &[&str], text: &str) -> Resul
     Ok(())
 }
 
+/// Whether it is an event of `killswitch --json monitor` that is not of a packet.
+pub fn is_other_event(line: &str) -> bool {
+    let event = |value: &Value| value.get("event").is_some_and(|event| event != "blocked");
+    line.trim_start().starts_with('{') && serde_json::from_str(line).is_ok_and(|it| event(&it))
+}
+
 /// `killswitch --json monitor`, and the dictionary of LeakBlocked as JSON.
 fn event(line: &str) -> Result<Read, String> {
     let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
