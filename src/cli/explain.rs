@@ -53,27 +53,18 @@ pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Fa
 
 /// The line's packet, with what was said besides.
 fn of_line(asked: &Asked, text: &str, besides: &Words) -> Result<(line::Read, Answer), String> {
-    let mut read = line::read(text)?;
-    let words = &mut read.words;
-    words.out = besides.out.clone().or(words.out.take());
-    words.into = besides.into.clone().or(words.into.take());
-    words.wireguard = besides.wireguard.or(words.wireguard);
-    words.related = besides.related.or(words.related);
-    words.reply |= besides.reply;
-    words.frame |= besides.frame;
-    if besides.mark != 0 {
-        words.mark = besides.mark;
-    }
-    let answer = asked.answer(words)?;
+    let read = line::read_besides(text, besides)?;
+    let answer = asked.answer(&read.words)?;
     Ok((read, answer))
 }
 
 /// One answer to each; what cannot be read is said, and the rest goes on.
 fn every_line(arguments: &Arguments, asked: &Asked, besides: &Words) -> Result<u8, Failure> {
     let mut unread = 0_u64;
-    for text in std::io::stdin().lock().lines() {
-        let text = text?;
-        if text.trim().is_empty() {
+    for bytes in std::io::stdin().lock().split(b'\n') {
+        let bytes = bytes?;
+        let text = String::from_utf8_lossy(&bytes);
+        if text.trim().is_empty() || line::is_other_event(&text) {
             continue;
         }
         let said = match (of_line(asked, &text, besides), arguments.json) {
@@ -98,7 +89,10 @@ fn every_line(arguments: &Arguments, asked: &Asked, besides: &Words) -> Result<u
     }
     match unread {
         0 => Ok(0),
-        unread => Err(Failure::new(FAILED, format!("{unread} lines could not be read as packets"))),
+        unread => {
+            warning(&format!("lines that could not be read as packets: {unread}"));
+            Ok(FAILED)
+        }
     }
 }
 
@@ -126,7 +120,7 @@ fn in_words(answer: &Answer) -> Vec<String> {
     lines.push(format!("decided by table {layer}, chain {chain}"));
     lines.extend(rule.iter().map(|rule| format!("    {rule}")));
     lines.push(format!("because of: {}", harmless(&answer.cause.words)));
-    lines.extend(answer.others().map(other));
+    lines.extend(answer.others().map(|layer| other(layer, *verdict)));
     match &answer.remedy {
         None => {}
         Some(Ok(remedy)) => lines.extend(remedy_in_words(remedy)),
@@ -135,7 +129,8 @@ fn in_words(answer: &Answer) -> Vec<String> {
     lines
 }
 
-fn other(layer: &Layer) -> String {
+fn other(layer: &Layer, decided: Verdict) -> String {
+    let but = if decided == Verdict::Accept { "but" } else { "besides," };
     let does = match layer.verdict {
         Verdict::Reject => "refuses",
         _ => "drops",
@@ -144,7 +139,7 @@ fn other(layer: &Layer) -> String {
         Some(chain) => format!("{}, chain {chain},", layer.layer),
         None => format!("the {}", layer.layer),
     };
-    format!("besides, {place} {does} it: {}", layer.reason)
+    format!("{but} {place} {does} it: {}", layer.reason)
 }
 
 fn remedy_in_words(remedy: &Remedy) -> Vec<String> {

@@ -85,6 +85,7 @@ pub(super) fn find(
             direction,
         ),
         "into the tunnel" | "from the tunnel" => Cause::near(config, "tunnel.addresses"),
+        "tunnel" if direction == Direction::Forwarded => Cause::of(config, "forward.mode"),
         "tunnel" => Cause::near(config, "tunnel.interface"),
         "wireguard to a server"
         | "to a server"

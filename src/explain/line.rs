@@ -46,6 +46,25 @@ pub fn read(line: &str) -> Result<Read, String> {
     }
 }
 
+/// Reads a line, and takes besides what it does not tell: links, the mark, and flags.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_besides(line: &str, besides: &Words) -> Result<Read, String> {
+    let mut read = read(line)?;
+    let words = &mut read.words;
+    words.out = besides.out.clone().or(words.out.take());
+    words.into = besides.into.clone().or(words.into.take());
+    words.wireguard = besides.wireguard.or(words.wireguard);
+    words.related = besides.related.or(words.related);
+    words.reply |= besides.reply;
+    words.frame |= besides.frame;
+    if besides.mark != 0 {
+        words.mark = besides.mark;
+    }
+    Ok(read)
+}
+
 fn new(words: Words) -> Read {
     Read { words, assumed: Vec::new() }
 }
@@ -371,6 +390,12 @@ fn tshark_ports(read: &mut Read, name: &str, info: &[&str], text: &str) -> Resul
     read.assume(format!("port {port}: the line names {name}, but no ports"));
     read.assume_first();
     Ok(())
+}
+
+/// Whether it is an event of `killswitch --json monitor` that is not of a packet.
+pub fn is_other_event(line: &str) -> bool {
+    let event = |value: &Value| value.get("event").is_some_and(|event| event != "blocked");
+    line.trim_start().starts_with('{') && serde_json::from_str(line).is_ok_and(|it| event(&it))
 }
 
 /// `killswitch --json monitor`, and the dictionary of LeakBlocked as JSON.

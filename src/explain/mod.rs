@@ -208,9 +208,10 @@ impl Answer {
         })
     }
 
-    /// The layers that do not let it pass, besides the one that decides.
+    /// The other layers that do not let it pass.
     pub fn others(&self) -> impl Iterator<Item = &Layer> {
-        let stops = |layer: &&Layer| layer.verdict != Verdict::Accept && **layer != self.decision;
+        let stops =
+            |layer: &&Layer| layer.verdict != Verdict::Accept && layer.layer != self.decision.layer;
         self.layers.iter().filter(stops)
     }
 }
@@ -220,7 +221,23 @@ impl Answer {
 /// # Errors
 /// If the words do not describe a packet: what is missing.
 pub fn decide(words: &Words, policy: &Policy, config: Option<&Config>) -> Result<Answer, String> {
-    let packet = describe(words, policy)?;
+    let links = netlink::Socket::open(netlink::Family::Route)
+        .and_then(|socket| netlink::links(&socket))
+        .unwrap_or_default();
+    decide_among(&links, words, policy, config)
+}
+
+/// The same on a machine that has these links. Pure.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_among(
+    links: &[netlink::Link],
+    words: &Words,
+    policy: &Policy,
+    config: Option<&Config>,
+) -> Result<Answer, String> {
+    let packet = describe(links, words, policy)?;
     let direction = Direction::of(words);
     let ruleset = compile(policy);
     let decision = layers::of_table(&ruleset.judge(direction.hooks(), &packet));
@@ -244,11 +261,8 @@ fn passes(policy: &Policy, packet: &Packet, direction: Direction) -> bool {
     layers.iter().all(|layer| layer.verdict == Verdict::Accept)
 }
 
-fn describe(words: &Words, policy: &Policy) -> Result<Packet, String> {
-    let links = netlink::Socket::open(netlink::Family::Route)
-        .and_then(|socket| netlink::links(&socket))
-        .unwrap_or_default();
-    let view = |name: &String| view(name, &links, policy);
+fn describe(links: &[netlink::Link], words: &Words, policy: &Policy) -> Result<Packet, String> {
+    let view = |name: &String| view(name, links, policy);
     let oif = match (&words.out, &words.into) {
         (Some(name), _) => Some(view(name)),
         (None, Some(_)) => None,

@@ -79,21 +79,32 @@ fn candidates(packet: &Packet, direction: Direction) -> Vec<Change> {
     changes.extend(service(packet, direction).map(|it| Change { inbound: Some(it), ..none() }));
     if is_local(peer) {
         let lan = Some(IpNet::from(peer));
+        changes.push(Change { lan_dns: Some(peer), ..none() });
         changes.push(Change { lan, ..none() });
         changes.push(Change { lan, lan_dns: Some(peer), ..none() });
-        changes.push(Change { lan_dns: Some(peer), ..none() });
     }
     if is_membership(packet) && is_local(packet.source) {
         changes.push(Change { lan: Some(packet.source.into()), ..none() });
     }
-    changes.extend(bridges(packet, direction));
-    if direction == Direction::Forwarded {
-        let lan = |address: IpAddr| is_local(address).then(|| address.into());
-        changes.push(Change { forward: true, ..none() });
-        changes.push(Change { forward: true, lan: lan(packet.source), ..none() });
-        changes.push(Change { forward: true, lan: lan(packet.destination), ..none() });
-        let forwarding = |change: Change| Change { forward: true, ..change };
-        changes.extend(bridges(packet, direction).into_iter().map(forwarding));
+    match direction {
+        Direction::Forwarded => changes.extend(forwarding(packet)),
+        _ => changes.extend(bridges(packet, direction)),
+    }
+    changes
+}
+
+/// What lets it into the tunnel, and whom: internal bridges, clients in the LAN.
+fn forwarding(packet: &Packet) -> Vec<Change> {
+    let ends = [packet.source, packet.destination].into_iter().filter(|it| is_local(*it));
+    let clients: Vec<Option<IpNet>> =
+        std::iter::once(None).chain(ends.map(|it| Some(it.into()))).collect();
+    let mut from = vec![Change::default()];
+    from.extend(bridges(packet, Direction::Forwarded));
+    let mut changes = Vec::new();
+    for lan in clients {
+        for forward in [false, true] {
+            changes.extend(from.iter().map(|it| Change { lan, forward, ..it.clone() }));
+        }
     }
     changes
 }

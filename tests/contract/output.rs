@@ -109,7 +109,8 @@ pub fn json_has_its_keys() -> Outcome {
     assert_eq!(plan, serde_json::json!({ "locked": true, "changes": [] }));
     let packet = ["--json", "explain", "--out", "eth0", "--to", "1.1.1.1", "--proto", "udp"];
     let explain = machine.killswitch(&packet)?.exits(0).json();
-    has_keys(&explain, &["verdict", "table", "chain", "rule", "reason"]);
+    has_keys(&explain, &["verdict", "table", "chain", "rule", "reason", "layers", "cause"]);
+    assert!(explain["remedy"].is_null() && explain["never"].is_string(), "{explain}");
     let tables = machine.killswitch(&["rules", "--format", "json"])?.exits(0).json();
     for table in tables.as_array().into_iter().flatten() {
         has_keys(table, &["family", "name", "sets", "chains"]);
@@ -159,6 +160,13 @@ pub fn rules_load_and_explain_agrees() -> Outcome {
         let explained = machine.killswitch(&arguments)?.exits(0);
         assert!(explained.out.contains(verdict), "{packet}: {explained:?}");
     }
+    let line = "12:00:00.1 eth0  Out IP 192.168.1.5.40000 > 1.1.1.1.53: 1234+ A? example.org. (29)";
+    let explained = machine.killswitch(&["explain", "--line", line])?.exits(0);
+    assert!(
+        explained.out.contains("refused") && explained.out.contains("assumed: UDP"),
+        "{explained:?}"
+    );
+    machine.killswitch(&["explain", "--line", "nonsense"])?.exits(2).complains(&["not a line of"]);
     machine.killswitch(&["explain", "--to", "1.1.1.1"])?.exits(2).complains(&["--out LINK"]);
     machine.killswitch(&["explain", "--out", "eth0"])?.exits(2).complains(&["--to ADDRESS"]);
     Ok(())
