@@ -75,6 +75,16 @@ fn a_clean_machine_holds() -> Outcome {
     assert_eq!(said.code, 0, "{}", said.in_words());
     assert_eq!(said.json["verdict"], "held");
     seen.must_be_clean()?;
+    assert!(!seen.holds(b"killswitch-leaktest"), "a canary left");
+    let rules = locked.config().with_file_name("rules");
+    let printed = locked.killswitch(&["rules"])?.stdout;
+    std::fs::write(&rules, printed)?;
+    let hash = locked.lab.client.command("sha256sum", &[rules.to_str().expect("a path")])?;
+    let hash = hash.split(' ').next();
+    assert_eq!(said.json["machine"]["ruleset_sha256"].as_str(), hash);
+    let text = said.json.to_string();
+    let key = std::fs::read_to_string(locked.config().with_file_name("private.key"))?;
+    assert!(!text.contains(key.trim()), "the private key is in the report");
     Ok(())
 }
 
