@@ -1,7 +1,9 @@
 //! `leaktest`: tries every way out of this machine, and says what came out.
 
-use std::io::{ErrorKind, IsTerminal};
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -9,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
 use super::change::{confirmed, load_or_strictest};
-use super::output::{Style, harmless, json, replace_file, say, styled};
+use super::output::{Style, harmless, json, say, styled};
 use super::{FAILED, Failure, inspect, ssh, status};
 use crate::config;
 use crate::leaktest::disrupt::{self, Disruption};
@@ -26,6 +28,7 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         return self_check(arguments);
     }
     lock::permitted()?;
+    let page = options.html.as_deref().map(Page::open).transpose()?;
     let (subject, open) = subject(arguments)?;
     let mut tell = progress();
     let report = match open {
@@ -33,8 +36,8 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
         false => run::passive(subject, least(options), &mut tell)?,
     };
-    if let Some(file) = &options.html {
-        write_page(file, &report)?;
+    if let Some(page) = page {
+        page.write(&report)?;
     }
     match arguments.json {
         true => json(&report),
@@ -187,9 +190,39 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// For a browser.
-fn write_page(file: &Path, report: &Report) -> Result<(), Failure> {
-    Ok(replace_file(file, html::page(report).as_bytes(), 0o600)?)
+/// A page that is written beside its place, and moved there when it is whole.
+struct Page<'a> {
+    place: &'a Path,
+    beside: PathBuf,
+    file: File,
+}
+
+impl<'a> Page<'a> {
+    /// Before the test, so that nobody waits for a report that cannot be written. Root's alone: it
+    /// has addresses in it.
+    fn open(place: &'a Path) -> Result<Self, Failure> {
+        let fail = |error: std::io::Error| {
+            Failure::new(FAILED, format!("{}: cannot be written: {error}", place.display()))
+        };
+        let mut name = place.as_os_str().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let beside = PathBuf::from(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
+        Ok(Page { place, file: file.map_err(fail)?, beside })
+    }
+
+    fn write(mut self, report: &Report) -> Result<(), Failure> {
+        self.file.write_all(html::page(report).as_bytes())?;
+        self.file.sync_all()?;
+        Ok(std::fs::rename(&self.beside, self.place)?)
+    }
+}
+
+impl Drop for Page<'_> {
+    fn drop(&mut self) {
+        // It is not there any more if it was moved.
+        let _ = std::fs::remove_file(&self.beside);
+    }
 }
 
 /// The verdict first.

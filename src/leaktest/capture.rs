@@ -7,12 +7,13 @@ use std::io::{self, IoSliceMut};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use ipnet::IpNet;
 use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol as Number, SockFilter, Socket, Type};
 
 use super::canary::HOPS;
-use super::frame::{IPV4, IPV6, UDP};
-use crate::policy::{MessageShape, Policy, Protocol, Server};
+use super::frame::{IPV4, IPV6, TCP, UDP};
+use crate::policy::{MessageShape, NAME_SERVICE_PORTS, Policy, Protocol, Server};
 
 /// ETH_P_ALL of linux/if_ether.h, in network byte order, as packet(7) wants it.
 pub(super) const EVERYTHING: i32 = (0x0003_u16).to_be() as i32;
@@ -20,8 +21,11 @@ pub(super) const EVERYTHING: i32 = (0x0003_u16).to_be() as i32;
 const BUFFER: usize = 16 << 20;
 /// So much of a frame is looked at: what is longer than any header and any canary.
 const LOOK: usize = 2048;
-/// So many servers' packets are left to the kernel; the rest is judged here.
-const SERVERS: usize = 60;
+/// Packets of so many servers are left to the kernel; the rest is judged here. A filter has 4096
+/// instructions at most.
+const SERVERS: usize = 40;
+/// The same of local networks.
+const NETWORKS: usize = 4;
 
 /// A running capture.
 pub struct Capture {
@@ -170,8 +174,8 @@ fn if_all(questions: &[Question], verdict: u32) -> Vec<SockFilter> {
     code
 }
 
-/// Shows canaries; drops what comes in, loopback, what else the tunnel carries, and WireGuard to
-/// servers.
+/// Shows canaries; drops what comes in, loopback, what else the tunnel carries, and what is plainly
+/// allowed: to local networks, and WireGuard to servers.
 fn filter(policy: &Policy, tunnel: Option<u32>) -> Vec<SockFilter> {
     const LOOPBACK: u32 = 1;
     const OUTGOING: u32 = 4;
@@ -187,6 +191,12 @@ fn filter(policy: &Policy, tunnel: Option<u32>) -> Vec<SockFilter> {
         code.extend(if_all(&[protocol, is(LOAD_BYTE, NET + hops, HOPS.into())], TAKE));
     }
     code.extend(tunnel.into_iter().flat_map(|it| if_all(&[is(LOAD_WORD, IFINDEX, it)], 0)));
+    // Outside the tunnel its address is a leak whatever it is for.
+    for address in policy.tunnel.iter().flat_map(|it| &it.addresses) {
+        let places = Places::of(*address);
+        code.extend(if_all(&places.within(places.from, (*address).into()), TAKE));
+    }
+    code.extend(policy.lan.iter().take(NETWORKS).flat_map(|net| to_lan(*net)));
     let servers = policy
         .servers
         .iter()
@@ -198,29 +208,115 @@ fn filter(policy: &Policy, tunnel: Option<u32>) -> Vec<SockFilter> {
     code
 }
 
+/// Where a family has what a filter asks for, from its header on.
+struct Places {
+    version: u16,
+    from: u32,
+    to: u32,
+    protocol: u32,
+    data: u32,
+}
+
+const V4: Places = Places { version: IPV4, from: 12, to: 16, protocol: 9, data: 20 };
+const V6: Places = Places { version: IPV6, from: 8, to: 24, protocol: 6, data: 40 };
+
+impl Places {
+    fn of(address: IpAddr) -> &'static Self {
+        if address.is_ipv4() { &V4 } else { &V6 }
+    }
+
+    /// A packet of this family with an address of this network at this place.
+    fn within(&self, at: u32, net: IpNet) -> Vec<Question> {
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        let word = |it: &[u8]| it.iter().fold(0, |sum, &byte| sum << 8 | u32::from(byte));
+        let (net, masks) = (octets(net.network()), octets(net.netmask()));
+        let words = net.chunks_exact(4).map(word).zip(masks.chunks_exact(4).map(word));
+        let mut questions = vec![is(LOAD_HALF, PROTOCOL, self.version.into())];
+        for (at, (value, mask)) in (NET + at..).step_by(4).zip(words) {
+            questions.push(Question { mask, ..is(LOAD_WORD, at, value) });
+        }
+        questions
+    }
+
+    /// Of this protocol, its ports where they are looked for.
+    fn carries(&self, protocol: u8) -> Vec<Question> {
+        let mut questions = vec![is(LOAD_BYTE, NET + self.protocol, protocol.into())];
+        if self.version == IPV4 {
+            // No options, and no fragment.
+            questions.push(is(LOAD_BYTE, NET, 0x45));
+            questions.push(Question { mask: 0x3fff, ..is(LOAD_HALF, NET + 6, 0) });
+        }
+        questions
+    }
+
+    /// To a port of this range.
+    fn to_ports(&self, first: u16, last: u16) -> [Question; 2] {
+        let port = |test| Question { test, ..is(LOAD_HALF, NET + self.data + 2, 0) };
+        [port(Test::AtLeast(first.into())), port(Test::AtMost(last.into()))]
+    }
+}
+
 /// WireGuard to this server, as [`super::judge`] has it.
 fn outer_packet(server: &Server) -> Vec<Question> {
-    let (version, to, octets, protocol, data) = match server.endpoint.ip() {
-        IpAddr::V4(ip) => (IPV4, 16, ip.octets().to_vec(), 9, 20),
-        IpAddr::V6(ip) => (IPV6, 24, ip.octets().to_vec(), 6, 40),
-    };
-    let mut questions =
-        vec![is(LOAD_HALF, PROTOCOL, version.into()), is(LOAD_BYTE, NET + protocol, UDP.into())];
-    for (at, word) in (NET + to..).step_by(4).zip(octets.chunks_exact(4)) {
-        let word = word.iter().fold(0, |sum, &byte| sum << 8 | u32::from(byte));
-        questions.push(is(LOAD_WORD, at, word));
-    }
-    if version == IPV4 {
-        // No options, so that the ports are where they are looked for; and no fragment.
-        questions.push(is(LOAD_BYTE, NET, 0x45));
-        let fragment = Question { mask: 0x3fff, ..is(LOAD_HALF, NET + 6, 0) };
-        questions.push(fragment);
-    }
-    questions.push(is(LOAD_HALF, NET + data + 2, server.endpoint.port().into()));
+    let places = Places::of(server.endpoint.ip());
+    let port = server.endpoint.port();
+    let mut questions = places.within(places.to, server.endpoint.ip().into());
+    questions.extend(places.carries(UDP));
+    questions.extend(places.to_ports(port, port));
     // Type 1 to 4, and three zeros.
-    let message = |test| Question { load: (LOAD_WORD, NET + data + 8), mask: u32::MAX, test };
+    let message = |test| Question { test, ..is(LOAD_WORD, NET + places.data + 8, 0) };
     questions.push(Question { mask: 0x00ff_ffff, ..message(Test::Is(0)) });
     questions.push(message(Test::AtLeast(0x0100_0000)));
     questions.push(message(Test::AtMost(0x0400_0000)));
     questions
+}
+
+/// What `allow.lan` lets out to this network over TCP and UDP: all but name look-ups.
+fn to_lan(net: IpNet) -> Vec<SockFilter> {
+    let places = Places::of(net.addr());
+    let mut code = Vec::new();
+    let mut first = 0;
+    let ends = NAME_SERVICE_PORTS.into_iter().map(|port| (port - 1, port + 1));
+    for (last, next) in ends.chain([(u16::MAX, 0)]) {
+        for protocol in [TCP, UDP] {
+            let mut questions = places.within(places.to, net);
+            questions.extend(places.carries(protocol));
+            questions.extend(places.to_ports(first, last));
+            code.extend(if_all(&questions, 0));
+        }
+        first = next;
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Tunnel;
+
+    /// BPF_MAXINSNS of linux/bpf_common.h; a longer one is refused, and so is the test.
+    #[test]
+    fn the_largest_filter_is_taken() {
+        let server = |port: u16, ip: IpAddr| Server {
+            endpoint: (ip, port).into(),
+            protocol: Protocol::Udp,
+            shape: MessageShape::Wireguard,
+        };
+        let six: IpAddr = "2001:db8::1".parse().unwrap();
+        let policy = Policy {
+            tunnel: Some(Tunnel {
+                interface: "wg0".into(),
+                kinds: ["tun"].into(),
+                addresses: [six].into(),
+            }),
+            servers: (1..500).map(|port| server(port, six)).collect(),
+            lan: (0..9).map(|it| format!("fd00:{it}::/32").parse().unwrap()).collect(),
+            ..Policy::strictest()
+        };
+        let length = filter(&policy, Some(7)).len();
+        assert!((1000..=4096).contains(&length), "{length}");
+    }
 }

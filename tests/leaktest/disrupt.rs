@@ -154,6 +154,14 @@ fn it_asks_first() -> Outcome {
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{words}");
     assert!(words.contains("leaktest --disrupt --yes"), "{words}");
+    // Nor without being told does it cut the session that it is typed in.
+    let session = format!("SSH_CONNECTION={NEIGHBOUR_V4} 50123 {CLIENT_V4} 22");
+    let (program, configuration) = (stage.program.display(), stage.configuration.display());
+    let line = format!("exec {program} --config {configuration} leaktest --disrupt </dev/null");
+    let output = stage.lab.client.output("env", &[&session, "sh", "-c", &line])?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("cut off your SSH session"), "{words}");
     assert!(stage.lab.client.command("ip", &["link", "show", CLIENT_LINK])?.contains("state UP"));
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! A clean machine gives no finding; each hole is found, by the probe that is made for it.
 
 use killswitch::lab::addresses::*;
-use killswitch::lab::harness::{Failed, Outcome, Test};
+use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
+use killswitch::lab::link::PacketSocket;
 use killswitch::lab::{Context, Result};
 use killswitch::netlink::{Family, Socket};
 use killswitch::{netfilter, netlink, routing, ruleset};
@@ -22,6 +23,7 @@ pub const TESTS: &[Test] = &[
     ),
     ("what_the_configuration_allows_is_no_leak", what_the_configuration_allows_is_no_leak),
     ("a_damaged_lock_is_never_held", a_damaged_lock_is_never_held),
+    ("a_link_that_comes_later_is_watched", a_link_that_comes_later_is_watched),
 ];
 
 /// What `leaktest --json` said.
@@ -75,6 +77,16 @@ fn a_clean_machine_holds() -> Outcome {
     assert_eq!(said.code, 0, "{}", said.in_words());
     assert_eq!(said.json["verdict"], "held");
     seen.must_be_clean()?;
+    assert!(!seen.holds(b"killswitch-leaktest"), "a canary left");
+    let rules = locked.config().with_file_name("rules");
+    let printed = locked.killswitch(&["rules"])?.stdout;
+    std::fs::write(&rules, printed)?;
+    let hash = locked.lab.client.command("sha256sum", &[rules.to_str().expect("a path")])?;
+    let hash = hash.split(' ').next();
+    assert_eq!(said.json["machine"]["ruleset_sha256"].as_str(), hash);
+    let text = said.json.to_string();
+    let key = std::fs::read_to_string(locked.config().with_file_name("private.key"))?;
+    assert!(!text.contains(key.trim()), "the private key is in the report");
     Ok(())
 }
 
@@ -247,5 +259,38 @@ fn a_damaged_lock_is_never_held() -> Outcome {
     let said = Said::of(&locked, &[])?;
     assert_eq!((said.code, said.with("leaked")), (30, vec![]), "{}", said.in_words());
     assert_eq!(said.json["verdict"], "cannot_tell");
+    Ok(())
+}
+
+/// What another program sends by it counts, too.
+fn a_link_that_comes_later_is_watched() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    nft(&locked, "delete table netdev killswitch")?;
+    let (client, trap) = (&locked.lab.client, locked.lab.trap.path());
+    let said = std::thread::scope(|scope| -> std::result::Result<Said, Failed> {
+        let said = scope.spawn(|| Said::of(&locked, &["--for", "5s"]));
+        eventually("the test captures", || {
+            let sockets = client.command("cat", &["/proc/net/packet"])?;
+            Ok(sockets.lines().count() > 1)
+        })?;
+        client.ip(&format!(
+            "link add late index 78 type veth peer name trap netns {trap}\nlink set late up"
+        ))?;
+        locked.lab.trap.ip("link set trap up")?;
+        let socket = PacketSocket::open(client, "late")?;
+        let frame = [&[0xff; 6][..], &socket.address(), &[0x88, 0xb5], &[0; 46]].concat();
+        while !said.is_finished() {
+            // It may not be up yet.
+            let _ = socket.send(&frame);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        said.join().map_err(|_| "the test panicked")?
+    })?;
+    let everything = said.probe("everything-else");
+    assert_eq!(everything["verdict"], "leaked", "{}", said.in_words());
+    let frame = &everything["frames"][0];
+    let wanted = ("late".into(), "frame of type 0x88b5".into());
+    assert_eq!((frame["link"].clone(), frame["what"].clone()), wanted, "{}", said.in_words());
     Ok(())
 }
