@@ -181,21 +181,23 @@ const GUESTS_ATTEMPTS: &str = "while :; do
 
 /// Docker as Debian has it.
 pub fn run_a_container(stage: &mut Stage) -> Result<()> {
+    // One after the other: an emulated machine takes minutes.
+    for unit in ["containerd", "docker"] {
+        script(stage, &format!("systemctl start --no-block {unit}"))?;
+        stage.machine.wait_for(&format!("systemctl is-active {unit}"))?;
+    }
     script(
         stage,
         &format!(
-            "set -e
-             systemctl start docker
-             tar -C /bin -c busybox | docker import - guest
-             docker run --detach --name guest guest /busybox sh -c '{GUESTS_ATTEMPTS}'
-             for i in $(seq 100); do
-                 [ $(docker logs guest | grep -c transmitted) -lt 5 ] || break; sleep 0.5
-             done
-             [ $(docker logs guest | grep -c transmitted) -ge 5 ]
-             docker rm --force guest
-             systemctl stop docker docker.socket containerd
-             ip link delete docker0"
+            "set -e; tar -C /bin -c busybox | docker import - guest
+             docker run --detach --name guest guest /busybox sh -c '{GUESTS_ATTEMPTS}'"
         ),
+    )?;
+    stage.machine.wait_for("[ $(docker logs guest | grep -c transmitted) -ge 5 ]")?;
+    script(
+        stage,
+        "set -e; docker rm --force guest
+         systemctl stop docker docker.socket containerd; ip link delete docker0",
     )
 }
 

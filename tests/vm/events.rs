@@ -271,7 +271,7 @@ pub const EVENTS: &[Event] = &[
                      setsid dpkg --install /run/payload/killswitch.deb & sleep $delay
                      kill -9 -$! && killed=yes
                      sleep 1
-                     dpkg --configure --pending || exit 1
+                     dpkg --configure --pending
                  done
                  [ \"$killed\" ] || exit 1
                  dpkg --install /run/payload/killswitch.deb && ! {IS_OLDER}"

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     for suite in suites {
         for event in events::EVENTS {
             let title = format!("{suite}::{}", event.name);
-            let trial = Trial::test(title, move || events::befall(event, suite));
+            let trial = Trial::test(title, move || say(events::befall(event, suite)));
             trials.push(trial.with_ignored_flag(!events::ALWAYS.contains(&event.name)));
         }
         if let Ok(script) = std::env::var("VM_SCRIPT") {
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         for &(name, scenario) in boots::SCENARIOS {
             let trial = Trial::test(format!("{suite}::{name}"), move || {
                 record::forget(suite, name)?;
-                scenario(suite, name)
+                say(scenario(suite, name))
             });
             trials.push(trial.with_ignored_flag(true));
         }
@@ -67,4 +67,9 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials);
     events::switch_off();
     conclusion.exit_code()
+}
+
+/// What failed at once, instead of in an hour.
+fn say(outcome: Outcome) -> Outcome {
+    outcome.inspect_err(|failed| println!("{}", failed.message().unwrap_or_default()))
 }
