@@ -6,13 +6,16 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use killswitch::lab::addresses::*;
-use killswitch::lab::dhcp::DhcpOptions;
 use killswitch::lab::harness::{Failed, Outcome};
 use killswitch::lab::{Error, Result};
 
+use super::actions::*;
+use super::networks::Network;
+use super::payload::UNPACK;
+use super::plan::Suite;
 use super::record::{self, Seen};
-use super::stage::{Network, Stage, Suite};
+use super::stage::Stage;
+use super::ways::{self, Excused, WHERE_ANYBODY_MAY_FLUSH, Way};
 
 /// Something that happens, and is over when `happen` returns.
 pub struct Event {
@@ -20,13 +23,15 @@ pub struct Event {
     happen: fn(&mut Stage) -> Result<()>,
     /// Where it cannot happen, and why.
     not_on: &'static [(Suite, &'static str)],
-    /// What may leave nevertheless, where the kernel lacks a layer: a part of the frame's kind.
-    excused: &'static [(Suite, &'static str)],
+    /// What may leave nevertheless, where a layer is missing.
+    excused: Excused,
+    /// Ways besides the senders' by which the machine without the kill switch must leak.
+    ways: &'static [Way],
 }
 
 impl Event {
     const fn new(name: &'static str, happen: fn(&mut Stage) -> Result<()>) -> Self {
-        Event { name, happen, not_on: &[], excused: &[] }
+        Event { name, happen, not_on: &[], excused: &[], ways: &[] }
     }
 }
 
@@ -42,21 +47,16 @@ pub const ALWAYS: [&str; 8] = [
     "reboot",
 ];
 
-/// 6.1 lets no table outlive its owner, so anybody may flush it; the routing guard then holds alone,
-/// and it sees neither packet sockets nor multicast (SECURITY.md, limits; threats 21 to 24).
-const GUARD_ALONE: &[(Suite, &str)] = &[
-    ("bookworm", "192.0.2.1 -> 1.1.1.1:4000"),
-    ("bookworm", "ethertype 0x88b5"),
-    ("bookworm", "-> 224.0.0."),
-    ("bookworm", "-> [ff02::fb]:5353"),
-    ("bookworm", "-> ff02::"),
-];
+/// No kernel has tables without nf_tables.
+const WITHOUT_TABLES: Excused =
+    &[("bookworm", ways::GUARD_ALONE), ("trixie", ways::GUARD_ALONE), ("sid", ways::GUARD_ALONE)];
+
+/// It is installed in the version of [`payload::OLDER`].
+const IS_OLDER: &str = "dpkg-query -W -f '${Version}' killswitch | grep -qx 0.0.1";
 
 /// nft/lock.nft, since the program could not lock.
 const LOCKED_BY_THE_STATIC_RULES: &str = "systemctl is-failed killswitch-lock
     nft list table inet killswitch | grep drop";
-
-const UNPACK: &str = "mkdir -p /run/payload && tar xf /dev/vdb -C /run/payload";
 
 pub const EVENTS: &[Event] = &[
     Event::new("cable_out_and_in", cable_out_and_in),
@@ -74,17 +74,28 @@ pub const EVENTS: &[Event] = &[
              for i in $(seq 100); do [ \"$(left)\" -gt \"$old\" ] && exit 0; sleep 0.3; done; exit 1",
         )
     }),
-    Event::new("dhcp_with_hostile_routes", hostile_routes),
-    Event::new("dhcp_with_hostile_resolver_and_mtu", hostile_resolver),
-    Event::new("router_advertises_hostile_routes", hostile_router),
-    Event::new("suspend_and_resume", |stage| suspend(stage, |_| Ok(()))),
+    Event::new("dhcp_with_hostile_routes", |stage| {
+        visit(stage, &Network::with_hostile_routes(), "ip route | grep -q '1.1.1.1 via'")
+    }),
+    Event::new("dhcp_with_hostile_resolver_and_mtu", |stage| {
+        // Whoever believes it: networkd does not by default. With IPv6 it goes no lower than 1280.
+        script(
+            stage,
+            "set -e; there=/run/systemd/network/50-wired.network.d; mkdir -p $there
+             printf '[DHCPv4]\\nUseMTU=yes\\n' >$there/mtu.conf; networkctl reload",
+        )?;
+        let believed = "resolvectl dns eth0 | grep -q 8.8.8.8 &&
+                        ip link show eth0 | grep -E 'mtu (576|1280)'";
+        visit(stage, &Network::with_hostile_resolver(), believed)
+    }),
+    Event::new("router_advertises_hostile_routes", |stage| {
+        let believed = "ip -6 route | grep -q '^2606:4700:4700::1111'";
+        visit(stage, &Network::with_hostile_router(), believed)
+    }),
+    Event::new("lan_claims_public_addresses", visit_a_lan_of_public_addresses),
+    Event::new("suspend_and_resume", |stage| suspend(stage, None)),
     Event::new("suspend_and_resume_elsewhere", |stage| {
-        suspend(stage, |stage| {
-            stage.machine.cable(false)?;
-            stage.plug_into(&Network::elsewhere())
-        })?;
-        sleep(Duration::from_secs(1));
-        stage.machine.cable(true)?;
+        suspend(stage, Some(&Network::elsewhere()))?;
         settle(stage)?;
         move_to(stage, &Network::default())
     }),
@@ -130,11 +141,11 @@ pub const EVENTS: &[Event] = &[
     }),
     Event::new("unit_restarted", |stage| another_daemon(stage, "systemctl restart killswitch")),
     Event {
-        excused: GUARD_ALONE,
+        excused: WHERE_ANYBODY_MAY_FLUSH,
         ..Event::new("ruleset_flushed", |stage| script(stage, "nft flush ruleset"))
     },
     Event {
-        excused: GUARD_ALONE,
+        excused: WHERE_ANYBODY_MAY_FLUSH,
         ..Event::new("ruleset_flushed_while_no_daemon_runs", |stage| {
             another_daemon(
                 stage,
@@ -144,13 +155,13 @@ pub const EVENTS: &[Event] = &[
         })
     },
     Event {
-        excused: GUARD_ALONE,
+        excused: WHERE_ANYBODY_MAY_FLUSH,
         ..Event::new("nftables_service_started_and_stopped", |stage| {
             script(stage, "set -e; systemctl start nftables; sleep 1; systemctl stop nftables")
         })
     },
     Event {
-        excused: GUARD_ALONE,
+        excused: WHERE_ANYBODY_MAY_FLUSH,
         ..Event::new("firewalld_started_reloaded_stopped", |stage| {
             script(
                 stage,
@@ -228,8 +239,33 @@ pub const EVENTS: &[Event] = &[
             },
         )
     }),
+    Event {
+        excused: WITHOUT_TABLES,
+        ..Event::new("boot_without_nf_tables", |stage| {
+            boot_with(
+                stage,
+                &Trouble {
+                    prepare: "mv \"$(modinfo -n nf_tables)\" /root/ && depmod",
+                    look: "! lsmod | grep '^nf_tables'
+                           systemctl is-failed killswitch-lock
+                           systemctl status --no-pager --full killswitch-lock | grep 'only the routing guard holds'
+                           killswitch status; [ $? = 30 ]",
+                    repair: "mv /root/nf_tables.ko* \"$(dirname \"$(modinfo -n nfnetlink)\")\"
+                             depmod && modprobe nf_tables",
+                },
+            )
+        })
+    },
+    Event { ways: ways::GUEST, ..Event::new("libvirt_guest_sends", run_a_guest) },
+    Event { ways: ways::GUEST, ..Event::new("docker_container_sends", run_a_container) },
     Event::new("package_upgraded", |stage| {
-        script(stage, &format!("{UNPACK}; dpkg --install /run/payload/killswitch.deb"))
+        script(
+            stage,
+            &format!(
+                "set -e; {UNPACK}; dpkg --install /run/payload/older.deb; {IS_OLDER}
+                 dpkg --install /run/payload/killswitch.deb; ! {IS_OLDER}"
+            ),
+        )
     }),
     Event::new("package_upgrade_killed", |stage| {
         script(
@@ -237,13 +273,14 @@ pub const EVENTS: &[Event] = &[
             &format!(
                 "{UNPACK}
                  for delay in 0.3 1 2; do
+                     dpkg --install /run/payload/older.deb || exit 1
                      setsid dpkg --install /run/payload/killswitch.deb & sleep $delay
                      kill -9 -$! && killed=yes
                      sleep 1
+                     dpkg --configure --pending
                  done
                  [ \"$killed\" ] || exit 1
-                 dpkg --configure --pending
-                 dpkg --install /run/payload/killswitch.deb"
+                 dpkg --install /run/payload/killswitch.deb && ! {IS_OLDER}"
             ),
         )
     }),
@@ -256,6 +293,8 @@ pub const EVENTS: &[Event] = &[
             false => Err(Error::new(format!("apt-get remove: {}", answer.text))),
         }
     }),
+    Event::new("package_removed_and_opened", remove_and_open),
+    Event::new("package_purged_and_still_locked", purge_and_stay_locked),
     Event::new("kexec", |stage| {
         script(
             stage,
@@ -277,16 +316,14 @@ pub fn befall(event: &Event, suite: Suite) -> Outcome {
     let control = with_machine(suite, false, |stage| {
         stage.sent()?;
         (event.happen)(stage)?;
-        sleep(Duration::from_secs(1));
-        stage.leaked(event.name)
+        stage.leaked(event.name, &[ways::SENDERS, event.ways])
     })?;
-    let excused: Vec<&str> =
-        event.excused.iter().filter(|(one, _)| *one == suite).map(|(_, what)| *what).collect();
+    let excused = ways::excused(event.excused, suite);
     let (excused, back) = with_machine(suite, true, |stage| {
         stage.nothing_leaked("what came before")?;
         (event.happen)(stage)?;
         let back = stage.wait_until_connected()?;
-        let excused = stage.nothing_leaked_but(event.name, &excused)?;
+        let excused = stage.nothing_leaked_but(event.name, excused)?;
         sleep(Duration::from_secs(1));
         stage.nothing_leaked("what came after it")?;
         Ok((excused, back))
@@ -329,130 +366,4 @@ fn with_machine<T>(
     stage.machine.press("stop")?;
     machines.insert((suite, guarded), stage);
     Ok(done)
-}
-
-fn script(stage: &mut Stage, script: &str) -> Result<()> {
-    stage.machine.run(script).map(drop)
-}
-
-/// What ends the daemon (`$old`) and leads to another one.
-fn another_daemon(stage: &mut Stage, what: &str) -> Result<()> {
-    if !stage.guarded {
-        sleep(Duration::from_secs(3));
-        return Ok(());
-    }
-    script(
-        stage,
-        &format!(
-            "set -e
-             daemon() {{ systemctl show --value --property=MainPID killswitch; }}
-             old=$(daemon); [ $old != 0 ]
-             {what}
-             for i in $(seq 300); do
-                 new=$(daemon); [ $new = 0 ] || [ $new = $old ] || exit 0
-                 sleep 0.2
-             done
-             exit 1"
-        ),
-    )
-}
-
-/// Connected, where there is something to connect.
-fn settle(stage: &mut Stage) -> Result<()> {
-    if stage.guarded {
-        return stage.wait_until_connected().map(drop);
-    }
-    sleep(Duration::from_secs(3));
-    Ok(())
-}
-
-const NO_CARRIER: &str = "! ip link show dev eth0 | grep LOWER_UP";
-
-fn cable_out_and_in(stage: &mut Stage) -> Result<()> {
-    stage.machine.cable(false)?;
-    stage.machine.wait_for(NO_CARRIER)?;
-    sleep(Duration::from_secs(1));
-    stage.machine.cable(true)?;
-    stage.machine.wait_for("ip -4 address show dev eth0 | grep -q inet").map(drop)
-}
-
-fn move_to(stage: &mut Stage, network: &Network) -> Result<()> {
-    stage.machine.cable(false)?;
-    stage.plug_into(network)?;
-    stage.machine.wait_for(NO_CARRIER)?;
-    stage.machine.cable(true)?;
-    let address = network.leases.address;
-    stage.machine.wait_for(&format!("ip -4 address show dev eth0 | grep -q {address}")).map(drop)
-}
-
-/// TunnelVision (CVE-2024-3661), to the whole Internet and to one address.
-fn hostile_routes(stage: &mut Stage) -> Result<()> {
-    let [half, other] = [[0, 0, 0, 0], [128, 0, 0, 0]].map(std::net::Ipv4Addr::from);
-    let one = std::net::Ipv4Addr::new(1, 1, 1, 1);
-    let routes = vec![(half, 1, ROUTER_V4), (other, 1, ROUTER_V4), (one, 32, ROUTER_V4)];
-    let leases = DhcpOptions { routes, ..DhcpOptions::default() };
-    visit(stage, &Network { leases, ..Network::default() }, "ip route | grep -q '1.1.1.1 via'")
-}
-
-fn hostile_resolver(stage: &mut Stage) -> Result<()> {
-    let dns = std::net::Ipv4Addr::new(8, 8, 8, 8);
-    let leases = DhcpOptions { dns, mtu: Some(576), ..DhcpOptions::default() };
-    visit(stage, &Network { leases, ..Network::default() }, "resolvectl dns eth0 | grep -q 8.8.8.8")
-}
-
-fn hostile_router(stage: &mut Stage) -> Result<()> {
-    let router = killswitch::lab::advertisement::RaOptions {
-        routes: vec![("2606:4700:4700::1111".parse().unwrap_or(INTERNET_V6), 128)],
-        dns: Some(INTERNET_V6),
-        ..Network::default().router
-    };
-    let proof = "ip -6 route | grep -q '^2606:4700:4700::1111'";
-    visit(stage, &Network { router, ..Network::default() }, proof)
-}
-
-/// Is in a network until it has believed it, and goes home.
-fn visit(stage: &mut Stage, network: &Network, believed: &str) -> Result<()> {
-    move_to(stage, network)?;
-    stage.machine.wait_for(believed)?;
-    settle(stage)?;
-    move_to(stage, &Network::default())
-}
-
-/// S3: memory stays on, all else is off.
-fn suspend(stage: &mut Stage, meanwhile: fn(&mut Stage) -> Result<()>) -> Result<()> {
-    stage.machine.begin("systemctl suspend")?;
-    stage.machine.wait_for_event("SUSPEND")?;
-    meanwhile(stage)?;
-    sleep(Duration::from_secs(3));
-    stage.machine.press("system_wakeup")?;
-    stage.machine.wait_for_event("WAKEUP")
-}
-
-fn isolate(stage: &mut Stage, target: &str) -> Result<()> {
-    stage.machine.begin(&format!("systemctl isolate {target}"))?;
-    stage.machine.wait_for(&format!("systemctl is-active {target}"))?;
-    sleep(Duration::from_secs(3));
-    stage.machine.begin("systemctl default")?;
-    stage.machine.wait_for("systemctl is-active multi-user.target").map(drop)
-}
-
-/// Boots with something broken, and repairs it.
-struct Trouble {
-    prepare: &'static str,
-    /// What the administrator finds at the console, line for line; with the kill switch only.
-    look: &'static str,
-    repair: &'static str,
-}
-
-fn boot_with(stage: &mut Stage, trouble: &Trouble) -> Result<()> {
-    script(stage, trouble.prepare)?;
-    stage.machine.reboot_by(|machine| machine.begin("systemctl reboot"))?;
-    if stage.guarded {
-        for line in trouble.look.lines() {
-            stage.machine.wait_for(line.trim())?;
-        }
-    }
-    sleep(Duration::from_secs(2));
-    // What is masked cannot be started.
-    script(stage, &format!("{{ {}; }} || :", trouble.repair))
 }

@@ -1,16 +1,16 @@
 //! One emulated machine: its power, its cable, its console, and every frame that it sends.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use base64ct::{Base64, Encoding};
 use killswitch::lab::capture::judge_file;
 use killswitch::lab::host::Process;
 use killswitch::lab::{Context, Error, Expectation, Host, Report, Result};
-use serde_json::{Value, json};
+use serde_json::json;
+
+use super::console::{Answer, Shell};
+use super::monitor::Monitor;
 
 /// For anything that a machine does: it is emulated, and the one that emulates it is busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -28,6 +28,8 @@ pub struct Start {
     pub stock_initrd: bool,
     /// A qcow2 file, which it changes.
     pub disk: PathBuf,
+    /// Another one, at /dev/vdc.
+    pub swap: Option<PathBuf>,
     /// A tar file that it finds at /dev/vdb.
     pub payload: Option<PathBuf>,
     /// More of the kernel's command line.
@@ -42,19 +44,10 @@ pub struct Machine {
     directory: PathBuf,
     console: PathBuf,
     monitor: Monitor,
-    shell: Option<UnixStream>,
+    shell: Option<Shell>,
     /// Its shell has yet to start, and will say so.
     booting: bool,
     judged: usize,
-}
-
-/// What a command in the machine left.
-#[derive(Debug)]
-pub struct Answer {
-    /// Its exit status.
-    pub status: i32,
-    /// What it printed, errors included.
-    pub text: String,
 }
 
 impl Machine {
@@ -142,22 +135,28 @@ impl Machine {
     pub fn reboot_by(&mut self, begin: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         /// When the boot's first process began: /run, the journal, the boot's id may survive.
         const BOOT: &str = "systemctl show --value --property=UserspaceTimestamp";
-        /// The old shell goes without a word.
-        const SHORT: Duration = Duration::from_secs(10);
         let before = self.run(BOOT)?;
         begin(self)?;
+        let another = format!("now=$({BOOT}) && [ \"$now\" != '{}' ]", before.trim());
+        self.wait_for_another_shell(&another)?;
+        self.wait_for("systemctl is-active multi-user.target").map(drop)
+    }
+
+    /// As [`Machine::wait_for`], while the shell goes without a word and another one comes.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn wait_for_another_shell(&mut self, script: &str) -> Result<()> {
+        const SHORT: Duration = Duration::from_secs(10);
         let start = Instant::now();
         while start.elapsed() < PATIENCE * 2 {
             std::thread::sleep(Duration::from_secs(1));
             self.shell = None;
-            match self.try_ask(BOOT, SHORT) {
-                Ok(now) if now.status == 0 && now.text != before => {
-                    return self.wait_for("systemctl is-active multi-user.target").map(drop);
-                }
-                _ => {}
+            if self.try_ask(script, SHORT).is_ok_and(|answer| answer.status == 0) {
+                return Ok(());
             }
         }
-        Err(Error::new(format!("it does not boot again\n{}", self.last_words())))
+        Err(Error::new(format!("waited in vain for `{script}`\n{}", self.last_words())))
     }
 
     /// Waits until it has switched itself off.
@@ -236,95 +235,13 @@ impl Machine {
     }
 
     fn try_ask(&mut self, script: &str, patience: Duration) -> Result<Answer> {
-        // A terminal's line has at most 4096 bytes.
-        const LINE: usize = 3000;
-        let shell = self.shell(patience)?;
-        let script = Base64::encode_string(script.as_bytes());
-        let mut lines = String::from(": >/run/vm-script\n");
-        for piece in script.as_bytes().chunks(LINE) {
-            let piece = std::str::from_utf8(piece).during("base64")?;
-            lines.push_str(&format!("printf %s {piece} >>/run/vm-script\n"));
-        }
-        lines.push_str(
-            "base64 -d /run/vm-script >/run/vm-script.sh; sh /run/vm-script.sh >/run/vm-answer 2>&1 </dev/null; \
-             printf '\\001%d ' $?; base64 -w0 /run/vm-answer; printf '\\002'\n",
-        );
-        shell.write_all(lines.as_bytes()).during("the machine's console")?;
-        let answer = read_answer(shell, patience)?;
-        let (status, text) = answer.split_once(' ').unwrap_or((answer.as_str(), ""));
-        let text =
-            Base64::decode_vec(text).map_err(|error| Error::new(format!("{answer}: {error}")))?;
-        Ok(Answer {
-            status: status.parse().during("an exit status")?,
-            text: String::from_utf8_lossy(&text).into_owned(),
-        })
-    }
-
-    /// systemd's debug shell. It is there early and stays to the end, whatever target is reached.
-    fn shell(&mut self, patience: Duration) -> Result<&mut UnixStream> {
         if self.shell.is_none() {
-            let mut shell =
-                UnixStream::connect(self.directory.join("shell")).during("the console")?;
-            shell.set_read_timeout(Some(Duration::from_secs(1))).during("the console")?;
-            let begin = Instant::now();
-            // A port that nobody has opened yet may stay deaf if it is spoken to.
-            while std::mem::take(&mut self.booting) {
-                self.booting = shell.read(&mut [0]).is_err() && begin.elapsed() < patience;
-            }
-            // What is sent before the shell is there may be lost.
-            let mut number = 0;
-            while !greet(&mut shell, number)? {
-                number += 1;
-                if begin.elapsed() > patience {
-                    return Err(Error::new("no shell on the console"));
-                }
-            }
-            self.shell = Some(shell);
+            let first = std::mem::take(&mut self.booting);
+            self.shell = Some(Shell::open(&self.directory.join("shell"), first, patience)?);
         }
-        self.shell.as_mut().ok_or_else(|| Error::new("no shell"))
+        let shell = self.shell.as_mut().ok_or_else(|| Error::new("no shell"))?;
+        shell.ask(script, patience)
     }
-}
-
-/// Without echo, prompt and line editing. The answer to the last greeting shows that none is still to
-/// be read; its marks are written so that their echo is not taken for them.
-fn greet(shell: &mut UnixStream, number: u32) -> Result<bool> {
-    let hello = format!("\nexec sh\nstty -echo; PS1= PS2=; printf '\\001%s\\002' {number}\n");
-    shell.write_all(hello.as_bytes()).during("the console")?;
-    let answer = format!("\u{1}{number}\u{2}").into_bytes();
-    let mut heard: Vec<u8> = Vec::new();
-    let mut buffer = [0u8; 4096];
-    let begin = Instant::now();
-    // Ever longer: a slow machine must be able to answer the last one.
-    while begin.elapsed() < Duration::from_secs(1 + u64::from(number)) {
-        match shell.read(&mut buffer) {
-            Ok(0) => return Err(Error::new("the machine is off")),
-            Ok(length) => heard.extend(&buffer[..length]),
-            Err(_) => continue,
-        }
-        if heard.windows(answer.len()).any(|window| window == answer) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn read_answer(shell: &mut UnixStream, patience: Duration) -> Result<String> {
-    let begin = Instant::now();
-    let mut heard: Vec<u8> = Vec::new();
-    let mut buffer = [0u8; 65536];
-    while begin.elapsed() < patience {
-        match shell.read(&mut buffer) {
-            Ok(0) => return Err(Error::new("the machine is off")),
-            Ok(length) => heard.extend(&buffer[..length]),
-            Err(_) => continue,
-        }
-        if let Some(begin) = heard.iter().rposition(|byte| *byte == 1)
-            && let Some(length) = heard[begin..].iter().position(|byte| *byte == 2)
-        {
-            return Ok(String::from_utf8_lossy(&heard[begin + 1..begin + length]).into_owned());
-        }
-    }
-    Err(Error::new(format!("no answer on the console: {}", String::from_utf8_lossy(&heard))))
 }
 
 /// For `sh -c`.
@@ -369,6 +286,9 @@ fn arguments(directory: &Path, start: &Start) -> Vec<String> {
     if let Some(payload) = &start.payload {
         option("-drive", format!("file={},format=raw,if=virtio,readonly=on", payload.display()));
     }
+    if let Some(swap) = &start.swap {
+        option("-drive", format!("file={},format=qcow2,if=virtio,cache=unsafe", swap.display()));
+    }
     option("-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no,vnet_hdr=off".into());
     option("-device", format!("virtio-net-pci,netdev=n0,mac={ADDRESS},romfile="));
     // rx: what the machine hands to the network, and nothing else.
@@ -380,62 +300,4 @@ fn arguments(directory: &Path, start: &Start) -> Vec<String> {
         option("-loadvm", SAVED.into());
     }
     words
-}
-
-/// QEMU's machine protocol: docs/interop/qmp-spec of QEMU.
-struct Monitor {
-    stream: BufReader<UnixStream>,
-    events: Vec<String>,
-}
-
-impl Monitor {
-    fn connect(socket: &Path) -> Result<Self> {
-        let begin = Instant::now();
-        let stream = loop {
-            match UnixStream::connect(socket) {
-                Ok(stream) => break stream,
-                Err(error) if begin.elapsed() > Duration::from_secs(30) => {
-                    return Err(Error::new(format!("QEMU does not start: {error}")));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
-        stream.set_read_timeout(Some(PATIENCE)).during("QEMU's monitor")?;
-        let mut monitor = Monitor { stream: BufReader::new(stream), events: Vec::new() };
-        monitor.read()?;
-        monitor.execute("qmp_capabilities", &json!({}))?;
-        Ok(monitor)
-    }
-
-    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        let words = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.stream.get_mut(), "{words}").during("QEMU's monitor")?;
-        loop {
-            let mut heard = self.read()?;
-            if let Some(error) = heard.get("error") {
-                return Err(Error::new(format!("QEMU: {command}: {error}")));
-            }
-            if let Some(value) = heard.get_mut("return") {
-                return Ok(value.take());
-            }
-        }
-    }
-
-    fn wait_for(&mut self, event: &str) -> Result<()> {
-        while !self.events.iter().any(|one| one == event) {
-            self.read()?;
-        }
-        self.events.retain(|one| one != event);
-        Ok(())
-    }
-
-    fn read(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.stream.read_line(&mut line).during("QEMU's monitor")?;
-        let value: Value = serde_json::from_str(&line).during(format!("QEMU's monitor: {line}"))?;
-        if let Some(event) = value["event"].as_str() {
-            self.events.push(event.into());
-        }
-        Ok(value)
-    }
 }

@@ -11,18 +11,25 @@ use killswitch::lab::harness::Outcome;
 use killswitch::lab::namespaces;
 use libtest_mimic::{Arguments, Trial};
 
+mod actions;
 mod boots;
+mod console;
+mod disks;
 mod events;
 mod machine;
+mod monitor;
+mod networks;
 mod payload;
+mod plan;
 mod record;
 mod stage;
+mod ways;
 
 /// bookworm 6.1, trixie 6.12, and the newest that Debian has.
-const SUITES: [stage::Suite; 3] = ["bookworm", "trixie", "sid"];
+const SUITES: [plan::Suite; 3] = ["bookworm", "trixie", "sid"];
 
 /// A name, and what to do on a release under that name.
-type Scenario = (&'static str, fn(stage::Suite, &str) -> Outcome);
+type Scenario = (&'static str, fn(plan::Suite, &str) -> Outcome);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -35,13 +42,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let wanted = std::env::var("VM_SUITES").unwrap_or_else(|_| SUITES.join(" "));
-    let suites: Vec<stage::Suite> =
+    let suites: Vec<plan::Suite> =
         SUITES.into_iter().filter(|suite| wanted.split(' ').any(|one| one == *suite)).collect();
     let mut trials = Vec::new();
     for suite in suites {
         for event in events::EVENTS {
             let title = format!("{suite}::{}", event.name);
-            let trial = Trial::test(title, move || events::befall(event, suite));
+            let trial = Trial::test(title, move || say(events::befall(event, suite)));
             trials.push(trial.with_ignored_flag(!events::ALWAYS.contains(&event.name)));
         }
         if let Ok(script) = std::env::var("VM_SCRIPT") {
@@ -52,7 +59,7 @@ fn main() -> ExitCode {
         for &(name, scenario) in boots::SCENARIOS {
             let trial = Trial::test(format!("{suite}::{name}"), move || {
                 record::forget(suite, name)?;
-                scenario(suite, name)
+                say(scenario(suite, name))
             });
             trials.push(trial.with_ignored_flag(true));
         }
@@ -60,4 +67,9 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials);
     events::switch_off();
     conclusion.exit_code()
+}
+
+/// What failed at once, instead of in an hour.
+fn say(outcome: Outcome) -> Outcome {
+    outcome.inspect_err(|failed| println!("{}", failed.message().unwrap_or_default()))
 }

@@ -9,15 +9,24 @@ use killswitch::lab::setup::server_table;
 use killswitch::lab::wireguard::KeyPair;
 use killswitch::lab::{Context, Error, Result};
 
+/// The version of another package with the same program: what is upgraded from.
+pub const OLDER: &str = "0.0.1";
+
+/// In the machine.
+pub const UNPACK: &str = "mkdir -p /run/payload && tar xf /dev/vdb -C /run/payload";
+
 /// What an administrator does, in the machine.
-pub const INSTALL: &str = "set -e
-    mkdir -p /run/payload
-    tar xf /dev/vdb -C /run/payload
-    dpkg -i /run/payload/killswitch.deb
-    install -m 600 /run/payload/killswitch.toml /etc/killswitch.toml
-    install -D -m 600 /run/payload/private.key /etc/killswitch/private.key
-    systemctl enable killswitch
-    sync";
+pub fn install() -> String {
+    format!(
+        "set -e
+         {UNPACK}
+         dpkg -i /run/payload/killswitch.deb
+         install -m 600 /run/payload/killswitch.toml /etc/killswitch.toml
+         install -D -m 600 /run/payload/private.key /etc/killswitch/private.key
+         systemctl enable killswitch
+         sync"
+    )
+}
 
 /// Writes the tar file. Keys: the client's, those of both servers.
 pub fn write(file: &Path, keys: &[KeyPair; 3], work: &Path) -> Result<()> {
@@ -29,20 +38,41 @@ pub fn write(file: &Path, keys: &[KeyPair; 3], work: &Path) -> Result<()> {
     };
     let package = package()?;
     put("killswitch.deb", &std::fs::read(&package).during(package.display())?)?;
+    make_older(&package, &directory.join("older.deb"))?;
     put("killswitch.toml", configuration(keys).as_bytes())?;
     put("private.key", format!("{}\n", keys[0].private_text()).as_bytes())?;
-    let output = Command::new("tar")
+    run(Command::new("tar")
         .args(["--create", "--file"])
         .arg(file)
         .arg("--directory")
         .arg(&directory)
-        .arg(".")
-        .output()
-        .during("tar")?;
+        .arg("."))
+}
+
+/// The same package, but for its version.
+fn make_older(package: &Path, older: &Path) -> Result<()> {
+    let files = older.with_extension("files");
+    let _ = std::fs::remove_dir_all(&files);
+    run(Command::new("dpkg-deb").arg("--raw-extract").args([package, &files]))?;
+    let control = files.join("DEBIAN/control");
+    let text = std::fs::read_to_string(&control).during(control.display())?;
+    let lines = text.lines().map(|line| match line.strip_prefix("Version: ") {
+        Some(_) => format!("Version: {OLDER}\n"),
+        None => format!("{line}\n"),
+    });
+    std::fs::write(&control, lines.collect::<String>()).during(control.display())?;
+    run(Command::new("dpkg-deb")
+        .args(["--root-owner-group", "-Zgzip", "--build"])
+        .args([&files, older]))?;
+    std::fs::remove_dir_all(&files).during(files.display())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().during(format!("{command:?}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::new(format!("tar: {}", String::from_utf8_lossy(&output.stderr))))
+    Err(Error::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
 /// What `make deb` has built.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use killswitch::lab::{Context, Result};
 
-use super::stage::Suite;
+use super::plan::Suite;
 
 /// One scenario on one kernel.
 pub enum Seen {
@@ -33,7 +33,7 @@ pub enum Seen {
 pub fn write(suite: Suite, scenario: &str, seen: &Seen) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _lock = ONE_AT_A_TIME.lock();
-    let path = super::stage::work().join("results");
+    let path = super::disks::work().join("results");
     let words = match seen {
         Seen::Held { control, excused, back } => {
             format!("held\t{control}\t{excused}\t{:.1}", back.as_secs_f64())

@@ -1,85 +1,20 @@
 //! A laboratory whose client is an emulated Debian machine, and what is known of it.
 
-use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::advertisement::{Advertiser, RaOptions};
-use killswitch::lab::dhcp::{DhcpOptions, DhcpServer};
+use killswitch::lab::dhcp::DhcpServer;
 use killswitch::lab::harness::Failed;
-use killswitch::lab::wireguard::KeyPair;
 use killswitch::lab::{Context, Error, Expectation, Lab, Report, Result};
 
-use super::machine::{Machine, Start};
-use super::payload;
-
-/// A Debian release, and so a kernel.
-pub type Suite = &'static str;
-
-/// What configures the machine's links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manager {
-    Networkd,
-    NetworkManager,
-    Ifupdown,
-}
-
-/// How a machine is booted.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    pub manager: Manager,
-    /// Whether the kill switch is installed and enabled: the positive control is without.
-    pub guarded: bool,
-    pub stock_initrd: bool,
-    /// More of the kernel's command line.
-    pub append: String,
-}
-
-impl Plan {
-    pub fn guarded(manager: Manager) -> Self {
-        Plan { manager, guarded: true, stock_initrd: false, append: String::new() }
-    }
-
-    /// The same machine without the kill switch.
-    pub fn control(&self) -> Self {
-        Plan { guarded: false, ..self.clone() }
-    }
-
-    /// The same with more of the kernel's command line.
-    pub fn with(mut self, append: &str) -> Self {
-        self.append = format!("{} {append}", self.append);
-        self
-    }
-
-    fn command_line(&self) -> String {
-        const INSTEAD: &str = "systemd.mask=systemd-networkd.service \
-                               systemd.mask=systemd-networkd.socket systemd.wants=";
-        let manager = match self.manager {
-            Manager::Networkd => String::new(),
-            Manager::NetworkManager => format!("{INSTEAD}NetworkManager.service"),
-            Manager::Ifupdown => format!("{INSTEAD}networking.service"),
-        };
-        let guard = if self.guarded {
-            ""
-        } else {
-            "systemd.mask=killswitch.service systemd.mask=killswitch-lock.service"
-        };
-        format!("{manager} {guard} {}", self.append)
-    }
-}
-
-/// The positive control: the same machine without the lock, also after a reboot.
-const LAY_OPEN: &str = "killswitch unlock --yes
-    systemctl mask --now killswitch killswitch-lock
-    ip link delete wg0 || :";
-
-/// Nothing is still to be started. Not `is-system-running --wait`: an old one waits for ever.
-const BOOTED: &str =
-    "systemctl is-active multi-user.target && ! systemctl list-jobs | grep -q start";
+use super::disks::{self, Files};
+use super::machine::{Machine, PATIENCE, Start};
+use super::networks::Network;
+use super::plan::{Configurator, Plan, Suite};
+use super::ways::{self, Way};
 
 /// The network around a machine, and the machine.
 pub struct Stage {
@@ -90,73 +25,6 @@ pub struct Stage {
     files: Files,
     leases: Option<DhcpServer>,
     router: Option<Advertiser>,
-}
-
-/// A network to plug the machine into: a LAN of the laboratory's router, and what it tells.
-#[derive(Debug, Clone, Default)]
-pub struct Network {
-    pub leases: DhcpOptions,
-    pub router: RaOptions,
-}
-
-impl Network {
-    /// Another place: other addresses, other gateways.
-    pub fn elsewhere() -> Self {
-        Network {
-            leases: DhcpOptions {
-                link: OTHER_LAN_LINK,
-                server: OTHER_ROUTER_V4,
-                address: OTHER_CLIENT_V4,
-                gateway: OTHER_ROUTER_V4,
-                dns: OTHER_ROUTER_V4,
-                ..DhcpOptions::default()
-            },
-            router: RaOptions {
-                link: OTHER_LAN_LINK,
-                prefixes: vec![Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0)],
-                dns: None,
-                ..RaOptions::default()
-            },
-        }
-    }
-}
-
-/// A machine's directory. Its disk, which is large, goes; captures and consoles tell why a test
-/// failed, and stay until the next run.
-struct Files(PathBuf);
-
-impl Files {
-    fn disk(&self) -> PathBuf {
-        self.0.join("disk")
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.disk());
-    }
-}
-
-/// The directory for a run's files: disks, captures, consoles.
-pub fn work() -> &'static Path {
-    static WORK: OnceLock<PathBuf> = OnceLock::new();
-    WORK.get_or_init(|| {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
-        let _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(&directory).expect("a directory");
-        directory
-    })
-}
-
-/// Where `tests/vm/image` puts them.
-fn image(suite: Suite) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/vm").join(suite)
-}
-
-/// Keys for all machines of a run: their disks outlive a laboratory.
-fn keys() -> &'static [KeyPair; 3] {
-    static KEYS: OnceLock<[KeyPair; 3]> = OnceLock::new();
-    KEYS.get_or_init(|| [(); 3].map(|()| KeyPair::generate().expect("keys")))
 }
 
 impl Stage {
@@ -177,7 +45,7 @@ impl Stage {
         plan: &Plan,
         prepare: impl FnOnce(&Lab) -> Result<()>,
     ) -> Result<Self> {
-        let disk = installed(suite)?;
+        let disk = disks::installed(suite)?;
         Self::start(suite, &disk, plan, false, prepare)
     }
 
@@ -186,7 +54,7 @@ impl Stage {
     /// # Errors
     /// Why not.
     pub fn ready(suite: Suite, guarded: bool) -> Result<Self> {
-        let mut stage = Self::resume(suite, &saved(suite, guarded)?)?;
+        let mut stage = Self::resume(suite, &disks::saved(suite, guarded)?)?;
         stage.guarded = guarded;
         if guarded {
             // The servers have forgotten the session.
@@ -195,17 +63,36 @@ impl Stage {
         Ok(stage)
     }
 
-    fn resume(suite: Suite, disk: &Path) -> Result<Self> {
-        Self::start(suite, disk, &Plan::guarded(Manager::Networkd), true, |_| Ok(()))
+    /// Goes on with a machine that [`Stage::save`] has kept.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn resume(suite: Suite, disk: &Path) -> Result<Self> {
+        Self::start(suite, disk, &Plan::guarded(Configurator::Networkd), true, |_| Ok(()))
     }
 
     /// Keeps its state in `disk`, and ends it.
-    fn save(mut self, disk: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn save(mut self, disk: &Path) -> Result<()> {
         self.machine.save()?;
+        self.keep_disk(disk)
+    }
+
+    /// Of a machine that is off.
+    ///
+    /// # Errors
+    /// Those of files.
+    pub fn keep_disk(&self, disk: &Path) -> Result<()> {
         std::fs::rename(self.files.disk(), disk).during(disk.display())
     }
 
-    fn start(
+    /// Starts a machine with a copy of `disk`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn start(
         suite: Suite,
         disk: &Path,
         plan: &Plan,
@@ -214,12 +101,11 @@ impl Stage {
     ) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = work().join(format!("{suite}-{number}"));
-        std::fs::create_dir_all(&directory).during(directory.display())?;
-        let files = Files(directory);
+        let files = Files::new(&format!("{suite}-{number}"))?;
         std::fs::copy(disk, files.disk()).during(disk.display())?;
+        let swap = plan.swap.then(|| files.swap()).transpose()?;
         let mut lab = Lab::new()?;
-        let [client, first, second] = keys();
+        let [client, first, second] = disks::keys();
         lab.client_keys = client.clone();
         lab.servers[0].keys = first.clone();
         lab.servers[1].keys = second.clone();
@@ -227,16 +113,17 @@ impl Stage {
         lab.start_server(1)?;
         prepare(&lab)?;
         plug_in(&lab)?;
-        let payload = work().join(format!("{suite}.tar"));
+        let payload = disks::payload(suite);
         let start = Start {
-            image: image(suite),
+            image: disks::image(suite),
             stock_initrd: plan.stock_initrd,
             disk: files.disk(),
+            swap,
             payload: payload.is_file().then_some(payload),
             append: plan.command_line(),
             resume,
         };
-        let machine = Machine::start(&lab.client, &files.0, &start)?;
+        let machine = Machine::start(&lab.client, files.directory(), &start)?;
         let mut stage =
             Stage { machine, guarded: plan.guarded, lab, files, leases: None, router: None };
         stage.plug_into(&Network::default())?;
@@ -324,14 +211,20 @@ impl Stage {
         .into())
     }
 
-    /// Fails unless a frame has left that must not, since the last look: how many did.
-    pub fn leaked(&mut self, during: &str) -> std::result::Result<u64, Failed> {
-        let report = self.sent()?;
-        if report.leaked_total() > 0 {
-            return Ok(report.leaked_total());
+    /// Fails unless something has left by each of these ways, since the last look or soon: how many
+    /// frames that must not.
+    pub fn leaked(&mut self, during: &str, ways: &[&[Way]]) -> std::result::Result<u64, Failed> {
+        let seen = ways::watch(ways, PATIENCE, || self.sent())?;
+        match ways::missing(ways, &seen) {
+            none if none.is_empty() && seen.leaked_total() > 0 => Ok(seen.leaked_total()),
+            missing => Err(format!(
+                "the control did not leak during {during}: {}; only {}\n{}",
+                missing.join(", "),
+                seen.summary(20),
+                self.machine.last_words()
+            )
+            .into()),
         }
-        Err(format!("the control did not leak during {during}\n{}", self.machine.last_words())
-            .into())
     }
 }
 
@@ -348,69 +241,4 @@ fn plug_in(lab: &Lab) -> Result<()> {
          link set tap0 master cable up
          link set cable up"
     ))
-}
-
-/// A disk with the package, from Debian's own: made once in a run, inside the machine.
-fn installed(suite: Suite) -> Result<PathBuf> {
-    once(suite, "installed", |disk| {
-        let payload = work().join(format!("{suite}.tar"));
-        payload::write(&payload, keys(), work())?;
-        let plain = work().join(format!("{suite}-plain.qcow2"));
-        make_overlay(&image(suite).join("disk.raw"), &plain)?;
-        // Nothing is to be sent, and nobody to be asked.
-        let plan = Plan::guarded(Manager::Networkd).with("systemd.mask=senders.service");
-        let mut stage = Stage::start(suite, &plain, &plan, false, |_| Ok(()))?;
-        stage.machine.wait_for(BOOTED)?;
-        stage.machine.run(payload::INSTALL)?;
-        stage.power_off()?;
-        std::fs::rename(stage.files.disk(), disk).during(disk.display())
-    })
-}
-
-/// Booted, connected, and silent from power-on to there; or the same machine laid open.
-fn saved(suite: Suite, guarded: bool) -> Result<PathBuf> {
-    if !guarded {
-        let from = saved(suite, true)?;
-        return once(suite, "open", |disk| {
-            let mut stage = Stage::resume(suite, &from)?;
-            stage.machine.run(LAY_OPEN)?;
-            stage.machine.wait_for(&format!("ping -c1 -W2 -q {INTERNET_V4}"))?;
-            stage.save(disk)
-        });
-    }
-    let from = installed(suite)?;
-    once(suite, "guarded", |disk| {
-        let plan = Plan::guarded(Manager::Networkd);
-        let mut stage = Stage::start(suite, &from, &plan, false, |_| Ok(()))?;
-        stage.wait_until_connected()?;
-        stage.machine.wait_for(BOOTED)?;
-        let report = stage.sent()?;
-        if report.leaked_total() > 0 {
-            return Err(Error::new(format!("leaked at boot: {}", report.summary(8))));
-        }
-        stage.save(disk)
-    })
-}
-
-/// Makes a disk that several tests use, when the first of them asks.
-fn once(suite: Suite, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let disk = work().join(format!("{suite}-{name}.qcow2"));
-    if !disk.exists() {
-        make(&disk)?;
-    }
-    Ok(disk)
-}
-
-fn make_overlay(base: &Path, disk: &Path) -> Result<()> {
-    let output = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .args([base, disk])
-        .output()
-        .during("qemu-img")?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(Error::new(format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr))))
 }
