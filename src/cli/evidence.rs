@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::args::{
     Arguments, Command, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
 };
-use super::output::{self, harmless, json, say, stream};
+use super::output::{self, json, one_line, say, stream};
 use super::status::CANNOT_TELL;
 use super::{FAILED, Failure, NOT_PERMITTED, ssh};
 use crate::evidence::chain::{Fault, Head};
@@ -57,8 +57,8 @@ fn show(arguments: &Arguments, options: &ShowEvidence) -> Result<u8, Failure> {
         let raw = String::from_utf8_lossy(&line);
         let text = match (arguments.json, &entry) {
             (true, _) => raw.trim_end().to_owned(),
-            (false, Some(entry)) => harmless(&words::line(entry)).replace('\n', " "),
-            (false, None) => format!("     ?  unreadable: {}", harmless(raw.trim_end())),
+            (false, Some(entry)) => one_line(&words::line(entry)),
+            (false, None) => format!("     ?  unreadable: {}", one_line(raw.trim_end())),
         };
         // Nobody reads any more.
         if stream(&text).is_err() {
@@ -173,7 +173,7 @@ fn judge(
         return Ok(0);
     }
     say(&format!("whole: {entries} entries, head {}", report.head.as_deref().unwrap_or("none")));
-    report.notes.iter().for_each(|note| say(&format!("note: {}", harmless(note))));
+    report.notes.iter().for_each(|note| say(&format!("note: {}", one_line(note))));
     if waiting > 0 {
         say(&format!("note: {waiting} entries wait in memory to be added"));
     }
