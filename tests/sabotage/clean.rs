@@ -96,7 +96,7 @@ fn nobody_can_blind_it() -> Outcome {
         stage.start("/usr/bin/python3", &["-c", DEPTH, &place])?,
         stage.start(
             "unshare",
-            &["-p", "-f", "--kill-child", "--mount-proc", "bash", "-c", NAMESPACES],
+            &["-n", "-p", "-f", "--kill-child", "--mount-proc", "bash", "-c", NAMESPACES],
         )?,
     ];
     let audit = stage.audit("ulimit -n 32")?;
