@@ -17,9 +17,14 @@ pub fn harmless(text: &str) -> String {
     plain
 }
 
+/// The same on one line: a name with a line's end in it must not pass for a line of ours.
+pub fn one_line(text: &str) -> String {
+    harmless(text).replace('\n', "\\n")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::harmless;
+    use super::{harmless, one_line};
 
     #[test]
     fn a_name_cannot_steer_the_terminal() {
@@ -28,5 +33,6 @@ mod tests {
             "eth0 \\u{1b}[2J\\u{9b}1m\\r\\u{202e}x"
         );
         assert_eq!(harmless("größe\nzwei"), "größe\nzwei");
+        assert_eq!(one_line("a\nb\u{1b}"), "a\\nb\\u{1b}");
     }
 }

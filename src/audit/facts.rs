@@ -13,7 +13,7 @@ use std::path::Path;
 
 pub use boot::{Early, Initrd, State, Units};
 pub use namespaces::Elsewhere;
-pub use network::{Address, Mark, PolicyRule, is_eui64};
+pub use network::{Address, LocalRoute, Mark, PolicyRule, is_eui64};
 pub use processes::{Process, Processes};
 pub use settings::Mode;
 
@@ -61,6 +61,8 @@ pub struct Facts {
     pub rules: Reading<Vec<PolicyRule>>,
     /// Routes of the routing guard's table.
     pub routes: Reading<Vec<routing::Route>>,
+    /// Routes of table local that lead to a link.
+    pub local_routes: Reading<Vec<LocalRoute>>,
     /// Addresses of this machine.
     pub addresses: Reading<Vec<Address>>,
     /// Links in other network namespaces that matter.
@@ -103,6 +105,7 @@ impl Facts {
             legacy: network::legacy(),
             rules: network::rules(),
             routes: network::routes(),
+            local_routes: network::local_routes(),
             addresses: network::addresses(),
             elsewhere: namespaces::elsewhere(),
             processes: processes::processes(),

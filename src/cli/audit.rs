@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 
 use super::args::Arguments;
-use super::output::{Style, harmless, json, say, styled};
+use super::output::{Style, json, one_line, say, styled};
 use super::{Failure, NOT_PERMITTED, status};
 use crate::audit::{Facts, Finding, Report, Severity, Wanted, judge};
 use crate::config;
@@ -38,15 +38,15 @@ fn lines(report: &Report) -> Vec<String> {
         lines.push(String::new());
     }
     for note in &report.notes {
-        lines.push(format!("note      {}: {}", note.check, harmless(&note.what)));
+        lines.push(format!("note      {}: {}", note.check, one_line(&note.what)));
     }
     for skipped in &report.unchecked {
-        let why = harmless(&skipped.why);
+        let why = one_line(&skipped.why);
         let label = styled(Style::Yellow, "unchecked");
         lines.push(format!("{label} {}: {why}", skipped.check));
     }
     for skipped in &report.not_applicable {
-        lines.push(format!("skipped   {}: {}", skipped.check, harmless(&skipped.why)));
+        lines.push(format!("skipped   {}: {}", skipped.check, one_line(&skipped.why)));
     }
     lines.push(summary(report));
     lines
@@ -59,9 +59,9 @@ fn describe(finding: &Finding) -> Vec<String> {
     };
     let label = styled(style, &format!("{:<9}", finding.severity.name()));
     vec![
-        format!("{label} {}: {}", finding.id, harmless(&finding.what)),
+        format!("{label} {}: {}", finding.id, one_line(&finding.what)),
         format!("          {}", finding.why),
-        format!("    cure: {}", harmless(&finding.cure)),
+        format!("    cure: {}", one_line(&finding.cure)),
     ]
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::args::{
     Arguments, Command, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
 };
-use super::output::{self, harmless, json, say, stream};
+use super::output::{self, json, one_line, say, stream};
 use super::status::CANNOT_TELL;
 use super::{FAILED, Failure, NOT_PERMITTED, ssh};
 use crate::evidence::chain::{Fault, Head};
@@ -57,8 +57,8 @@ fn show(arguments: &Arguments, options: &ShowEvidence) -> Result<u8, Failure> {
         let raw = String::from_utf8_lossy(&line);
         let text = match (arguments.json, &entry) {
             (true, _) => raw.trim_end().to_owned(),
-            (false, Some(entry)) => harmless(&words::line(entry)).replace('\n', " "),
-            (false, None) => format!("     ?  unreadable: {}", harmless(raw.trim_end())),
+            (false, Some(entry)) => one_line(&words::line(entry)),
+            (false, None) => format!("     ?  unreadable: {}", one_line(raw.trim_end())),
         };
         // Nobody reads any more.
         if stream(&text).is_err() {
@@ -90,16 +90,23 @@ fn since(text: &str) -> Result<u64, Failure> {
 fn files(places: &Places) -> Result<Vec<std::path::PathBuf>, Failure> {
     match verify::files(places) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Err(refused(&error)),
         Err(error) => Err(unreadable(&places.journal, &error)),
         Ok(files) => Ok(files),
     }
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    let failure = |code| Failure::new(code, format!("{}: {error}", path.display()));
+    refused(&std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// With the file's name in it.
+fn refused(error: &std::io::Error) -> Failure {
     match error.kind() {
-        ErrorKind::PermissionDenied => failure(NOT_PERMITTED).helped("run this as root"),
-        _ => failure(FAILED),
+        ErrorKind::PermissionDenied => {
+            Failure::new(NOT_PERMITTED, error.to_string()).helped("run this as root")
+        }
+        _ => Failure::new(FAILED, error.to_string()),
     }
 }
 
@@ -134,10 +141,7 @@ fn verify_files(arguments: &Arguments, options: &VerifyEvidence) -> Result<u8, F
         return Err(Failure::new(CANNOT_TELL, words)
             .helped("it begins with the daemon, or with the next lock"));
     }
-    let verdict = verify(&files, &noted).map_err(|error| {
-        let path = files.first().map_or(places.journal.as_path(), |it| it.as_path());
-        cannot_tell(unreadable(path, &error))
-    })?;
+    let verdict = verify(&files, &noted).map_err(|error| cannot_tell(refused(&error)))?;
     drop(turn);
     judge(arguments, verdict, waiting, own)
 }
@@ -173,7 +177,7 @@ fn judge(
         return Ok(0);
     }
     say(&format!("whole: {entries} entries, head {}", report.head.as_deref().unwrap_or("none")));
-    report.notes.iter().for_each(|note| say(&format!("note: {}", harmless(note))));
+    report.notes.iter().for_each(|note| say(&format!("note: {}", one_line(note))));
     if waiting > 0 {
         say(&format!("note: {waiting} entries wait in memory to be added"));
     }
@@ -212,7 +216,7 @@ fn export(arguments: &Arguments, options: &ExportEvidence) -> Result<u8, Failure
         bytes.extend(std::fs::read(path).map_err(|error| unreadable(path, &error))?);
     }
     let noted: Vec<Head> = journal::noted_head(&places).into_iter().collect();
-    let verdict = verify(&files, &noted)?;
+    let verdict = verify(&files, &noted).map_err(|error| refused(&error))?;
     let head = verdict.head.as_ref().map(ToString::to_string);
     if options.format == ExportFormat::Html {
         let entries: Vec<Entry> = bytes

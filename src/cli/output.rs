@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use crate::harmless::harmless;
+pub use crate::harmless::{harmless, one_line};
 
 /// A style that is used only on a terminal, and not under `NO_COLOR` (https://no-color.org).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

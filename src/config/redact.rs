@@ -57,6 +57,9 @@ const SHOWN_WG: &[&str] = &[
 ];
 /// Longer than any address, name of a link or word that is shown.
 const LONGEST: usize = 60;
+/// Besides letters and digits, what these have: not what an address of the web has before a password
+/// ("@", "//") or after a token's name.
+const MARKS: &str = ".:/-_*[]";
 
 /// These files ([`super::Config::files`]), each after its name, without comments, keys, paths and
 /// whatever else is not known to be harmless.
@@ -113,9 +116,10 @@ fn shown_value(value: &Value) -> Value {
 }
 
 fn shown_text(text: &str) -> String {
-    match text.chars().count() > LONGEST {
-        true => HIDDEN.into(),
-        false => hide_keys(text),
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || MARKS.contains(it);
+    match text.len() <= LONGEST && text.chars().all(is_plain) && !text.contains("//") {
+        true => hide_keys(text),
+        false => HIDDEN.into(),
     }
 }
 
@@ -171,6 +175,27 @@ mod tests {
             for name in ["a.toml", "a.conf"] {
                 let shown = redact(Path::new(name), text);
                 assert!(!shown.contains(&KEY[..12]), "{name}: {text}\n{shown}");
+            }
+        }
+    }
+
+    /// Nor what else gives access, in a place whose values are shown.
+    #[test]
+    fn no_password_is_shown_where_an_address_stands() {
+        for text in [
+            "https://me:hunter2@vpn.example",
+            "me:hunter2@198.51.100.7:51820",
+            "//hunter2.example",
+            "vpn.example:51820?token=hunter2",
+            "198.51.100.7:51820 hunter2",
+            "198.51.100.7:51820;hunter2",
+        ] {
+            let toml =
+                format!("[[server]]\nendpoints = [\"{text}\"]\n[tunnel]\ndns = [\"{text}\"]");
+            let wg = format!("[Peer]\nEndpoint = {text}\n[Interface]\nDNS = 10.0.0.1, {text}");
+            for (name, text) in [("a.toml", toml), ("a.conf", wg)] {
+                let shown = redact(Path::new(name), &text);
+                assert!(!shown.contains("hunter2") && shown.contains(HIDDEN), "{text}\n{shown}");
             }
         }
     }

@@ -98,9 +98,13 @@ fn is_mounted(places: &Places) -> bool {
 pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         let stem = path.file_stem().and_then(|it| it.to_str()).unwrap_or_default();
         if path.extension().is_some_and(|it| it == "jsonl") && stem.parse::<u64>().is_ok() {
+            if !entry.file_type()?.is_file() {
+                return Err(spool::irregular(&path));
+            }
             files.push(path);
         }
     }
@@ -110,7 +114,7 @@ pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The head as it was noted last in this boot.
 pub fn noted_head(places: &Places) -> Option<Head> {
-    Head::parse(&fs::read_to_string(places.head()).ok()?)
+    Head::parse(std::str::from_utf8(&spool::read_private(&places.head()).ok()?).ok()?)
 }
 
 fn note_head(places: &Places, head: &Head) -> io::Result<()> {
@@ -270,7 +274,7 @@ fn forget_what_is_in(journal: &Journal, places: &Places) -> io::Result<()> {
     if !places.folding().exists() {
         return Ok(());
     }
-    let mut bytes = fs::read(places.folding())?;
+    let mut bytes = spool::read_private(&places.folding())?;
     let waiting: Vec<&[u8]> = whole_lines(&bytes).collect();
     let written: Vec<String> = whole_lines(&journal.tail).filter_map(chain::body).collect();
     let is_end = |count: &usize| {
@@ -495,6 +499,40 @@ mod tests {
         let events: Vec<Value> = shelf.entries().iter().map(|it| it["event"].clone()).collect();
         assert_eq!(events, ["torn", "torn", "torn", "repaired"]);
         assert!(shelf.verify().broken.is_none());
+    }
+
+    /// Whatever stands where one of our files should: an error in time, and nothing that waits is lost.
+    #[test]
+    fn what_is_no_file_keeps_nobody_waiting() {
+        let long = Duration::from_secs(60);
+        let names: [fn(&Places) -> PathBuf; 5] =
+            [Places::pending, Places::folding, Places::turn, Places::head, |places| {
+                places.journal.join("0000009999.jsonl")
+            }];
+        for name in names {
+            let shelf = Shelf::new();
+            shelf.note(0..1);
+            shelf.fold();
+            let path = name(&shelf.places);
+            let _ = fs::remove_file(&path);
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            let (done, wait) = std::sync::mpsc::channel();
+            let places = shelf.places.clone();
+            std::thread::spawn(move || {
+                let body = Record::now(What::Repaired { repairs: 1 }).body();
+                let noted = spool::append(&places, &body).is_ok();
+                let folded = fold(&places, LIMITS).is_ok();
+                super::super::verify::waiting(&places);
+                let _ = done.send((noted, folded, super::super::verify::files(&places).is_ok()));
+            });
+            let (noted, folded, _) = wait.recv_timeout(long).expect("an end");
+            assert_eq!(noted, path != shelf.places.pending(), "{}", path.display());
+            assert_eq!(folded, path == shelf.places.head(), "{}", path.display());
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap_or_default();
+            let _ = shelf.fold();
+            let found = shelf.found("repaired", "repairs");
+            assert_eq!(found.contains(&1), noted, "{}: {found:?}", path.display());
+        }
     }
 
     #[test]

@@ -19,11 +19,17 @@ pub(super) struct Limit {
 }
 
 impl Limit {
+    /// How many were left out and not told of yet.
+    pub(super) fn left_out(&mut self) -> Option<u64> {
+        let entries = std::mem::take(&mut self.left_out);
+        (entries > 0).then_some(entries)
+    }
+
     /// Whether this one is taken, and how many were left out before it in an hour that is over.
     pub(super) fn take(&mut self, what: &What, now: Duration) -> (bool, Option<u64>) {
         let mut told = None;
         if now.saturating_sub(self.begin) >= SPAN {
-            told = (self.left_out > 0).then_some(self.left_out);
+            told = self.left_out();
             *self = Limit { begin: now, ..Limit::default() };
         }
         let Some(kind) = limited(what) else { return (true, told) };
@@ -38,6 +44,8 @@ impl Limit {
 /// The kind, unless only an administrator causes it.
 fn limited(what: &What) -> Option<&'static str> {
     Some(match what {
+        // A reload that loosens nothing takes no password.
+        What::Reloaded { loosens: 0, .. } => "reloaded",
         What::Lock { .. } => "lock",
         What::Reload { .. } => "reload",
         What::State { .. } => "state",
@@ -68,5 +76,19 @@ mod tests {
         let later = second + SPAN;
         assert_eq!(limit.take(&flood, later), (true, Some(1000 - u64::from(MOST))));
         assert_eq!(limit.take(&flood, later), (true, None));
+        assert_eq!(limit.left_out(), None);
+    }
+
+    /// Who has no password can ask for a reload that changes nothing, as often as they like.
+    #[test]
+    fn reloads_are_limited_unless_they_loosen() {
+        let taken = |loosens| {
+            let mut limit = Limit::default();
+            let reloaded = What::Reloaded { ruleset: "a".into(), tightens: 0, loosens };
+            let taken = (0..1000).filter(|_| limit.take(&reloaded, Duration::ZERO).0).count();
+            (taken as u64, limit.left_out().unwrap_or_default())
+        };
+        assert_eq!(taken(0), (u64::from(MOST), 1000 - u64::from(MOST)));
+        assert_eq!(taken(1), (1000, 0));
     }
 }

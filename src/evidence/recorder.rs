@@ -124,7 +124,13 @@ impl Thread {
 
     fn take(&mut self, task: Task, ends: &mut Vec<SyncSender<()>>) {
         match task {
-            Task::End(done) => ends.push(done),
+            Task::End(done) => {
+                // What counts them ends with the daemon.
+                if let Some(entries) = self.limit.left_out() {
+                    self.append(&Record::now(What::LeftOut { entries }));
+                }
+                ends.push(done);
+            }
             Task::Record(record) => {
                 let (takes, left_out) = self.limit.take(&record.what, daemon::now());
                 if let Some(entries) = left_out {

@@ -55,7 +55,7 @@ pub(super) fn take(places: &Places) -> io::Result<Vec<u8>> {
             false => return Ok(Vec::new()),
         }
     }
-    fs::read(folding)
+    read_private(&folding)
 }
 
 /// The file of this name, for us alone.
@@ -80,9 +80,30 @@ fn ends_within_a_line(file: &mut File, length: u64) -> io::Result<bool> {
     Ok(byte != *b"\n")
 }
 
-/// Opens or makes a file that only root reads; never through a link.
+/// Opens or makes a file that only root reads; never through a link, nor what might keep us waiting,
+/// as a FIFO does.
 pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    options.create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
+    open_regular(options.create(true).mode(0o600), path)
+}
+
+/// What such a file has.
+pub(super) fn read_private(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(OpenOptions::new().read(true), path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(super) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(irregular(path)),
+    }
+}
+
+pub(super) fn irregular(path: &Path) -> io::Error {
+    let words = format!("{} is no regular file: remove it", path.display());
+    io::Error::new(ErrorKind::InvalidInput, words)
 }
 
 /// Makes a directory that only root enters, unless it is there.

@@ -1,6 +1,6 @@
 //! Reading the journal, and saying whether it is whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,21 +37,23 @@ pub struct Broken {
 /// Nobody folds while this is held; `None`, if somebody does for long, or nothing was ever folded here.
 pub fn turn(places: &Places) -> Option<Flock<File>> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    let file = OpenOptions::new().write(true).open(places.turn()).ok()?;
+    let file = spool::open_regular(OpenOptions::new().write(true), &places.turn()).ok()?;
     spool::lock_within(file, PATIENCE).ok()
 }
 
 /// Follows the chain through these files, in their order, and holds it against heads that were noted.
 ///
 /// # Errors
-/// Those of files.
+/// Those of files, with the file's name.
 pub fn verify(files: &[PathBuf], noted: &[Head]) -> io::Result<Verdict> {
     let mut follower = Follower::expecting(noted);
     let mut entries = 0;
     let mut broken = None;
     'files: for path in files {
-        for (number, line) in (1..).zip(lines(path)?) {
-            if let Err(why) = follower.take(&line?) {
+        let of_file =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        for (number, line) in (1..).zip(lines(path).map_err(of_file)?) {
+            if let Err(why) = follower.take(&line.map_err(of_file)?) {
                 broken = Some(Broken { file: Some(path.clone()), line: Some(number), why });
                 break 'files;
             }
@@ -87,7 +89,7 @@ pub fn lines(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Vec<u8>>
 /// What waits to be folded in, as lines without numbers.
 pub fn waiting(places: &Places) -> Vec<Vec<u8>> {
     let files = [places.folding(), places.pending()];
-    let bytes = files.iter().filter_map(|path| fs::read(path).ok());
+    let bytes = files.iter().filter_map(|path| spool::read_private(path).ok());
     let split = |bytes: Vec<u8>| -> Vec<Vec<u8>> {
         bytes.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
     };

@@ -46,6 +46,8 @@ pub fn details(entry: &Map<String, Value>) -> String {
 
 fn plain(value: &Value) -> String {
     match value {
+        // What others chose must not pass for more words of ours: "x; by user root".
+        Value::String(text) if text.contains([';', ',', '[', ']', '"']) => format!("{text:?}"),
         Value::String(text) => text.clone(),
         Value::Array(items) => {
             format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(", "))
@@ -55,5 +57,18 @@ fn plain(value: &Value) -> String {
             entries.iter().map(pair).collect::<Vec<_>>().join(", ")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_pass_for_other_words() {
+        let entry =
+            serde_json::json!({ "by": { "program": "x, user root", "uid": 7 }, "to": "a b" });
+        let Value::Object(entry) = entry else { panic!("an object") };
+        assert_eq!(details(&entry), "by program \"x, user root\", uid 7; to a b");
     }
 }

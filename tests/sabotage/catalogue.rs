@@ -82,6 +82,14 @@ catalogue! {
         |it| it.run("ip -6 rule add pref 100 lookup main");
     rule_among_ours: Alone, Audit(&["rule-before-guard"]),
         |it| it.run("ip rule add pref 27502 not fwmark 0x1 lookup main");
+    rule_that_skips_ours: Alone, Audit(&["rule-before-guard"]),
+        |it| it.run("ip rule add pref 100 goto 32766");
+    ipv6_rule_that_skips_ours: Alone, Audit(&["rule-before-guard"]),
+        |it| it.run("ip -6 rule add pref 100 goto 32766");
+    route_in_table_local: Alone, Audit(&["rogue-route"]),
+        |it| it.run("ip route add 203.0.113.9 dev eth0 table local");
+    ipv6_route_in_table_local: Alone, Audit(&["rogue-route"]),
+        |it| it.run("ip -6 route add 2001:db8:1::/48 dev eth0 table local");
     route_in_our_table: Alone, Audit(&["rogue-route"]),
         |it| it.run("ip route add 0.0.0.0/1 dev eth0 table 27507 proto kernel");
     gateway_in_our_table: Alone, Audit(&["routing-guard-damaged"]),
@@ -94,6 +102,16 @@ catalogue! {
     mark_set_in_a_chain_that_is_jumped_to: Connected, Audit(&["mark-set"]), |it| it.nft(
         "table ip foreign { chain inner { udp dport 53 meta mark set 0x6b73; }
             chain out { type filter hook output priority -10; jump inner; }; }");
+    mark_set_in_a_chain_of_a_map: Connected, Audit(&["mark-set"]), |it| it.nft(
+        "table inet foreign { chain inner { meta mark set 0x6b73; }
+            chain out { type filter hook output priority -10;
+                meta l4proto vmap { udp : jump inner }; }; }");
+    mark_added_to_the_packets_own: Connected, Audit(&["mark-set"]), |it| it.nft(
+        "table inet foreign { chain out { type filter hook output priority -10;
+            meta mark set meta mark | 0x6b73; }; }");
+    mark_set_at_egress: Connected, Audit(&["mark-set"]), |it| it.nft(
+        "table netdev foreign { chain out { type filter hook egress device eth0 priority -500;
+            meta mark set 0x6b73; }; }");
     mark_restored_by_another_table: Connected, Audit(&["mark-restored"]), |it| it.nft(
         "table inet foreign { chain out { type filter hook output priority -10;
             meta mark set ct mark; }; }");
@@ -199,6 +217,15 @@ catalogue! {
         "printf '[Unit]\\nDefaultDependencies=no\\n[Service]\\nExecStart=/usr/bin/curl x\\n' \
             >$units/early.service
          ln -s ../early.service $units/sysinit.target.wants/"));
+    unit_with_a_long_line: Connected, Audit(&["early-unit"]), |_| Ok(booted(
+        "printf '[Unit]\\nDefaultDependencies=no\\n[Service]\\nExecStart=/bin/sh -c \\\\\\n /usr/bin/curl\\n' \
+            >$units/early.service
+         ln -s ../early.service $units/sysinit.target.wants/"));
+    unit_of_a_generator: Connected, Audit(&["early-unit"]), |_| Ok(booted(
+        "generated=/run/systemd/generator; mkdir -p $generated/sysinit.target.wants
+         printf '[Unit]\\nDefaultDependencies=no\\n[Service]\\nExecStart=/usr/bin/curl x\\n' \
+            >$generated/early.service
+         ln -s ../early.service $generated/sysinit.target.wants/"));
     unit_writable_by_others: Connected, Audit(&["file-writable"]),
         |_| Ok(booted("chmod 666 $units/killswitch-lock.service"));
     initrd_with_a_network: Connected, Audit(&["initrd-network"]), |_| Ok(seen(

@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("a_machine_with_systemd_has_no_finding", a_machine_with_systemd_has_no_finding),
     ("an_open_machine_is_told_so", an_open_machine_is_told_so),
     ("who_is_not_root_is_told_so", who_is_not_root_is_told_so),
+    ("nobody_can_blind_it", nobody_can_blind_it),
     ("auditing_changes_nothing", auditing_changes_nothing),
     ("the_catalogue_is_long_and_every_finding_exists", the_catalogue_is_long),
 ];
@@ -69,6 +70,41 @@ fn who_is_not_root_is_told_so() -> Outcome {
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let document: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(document["error"]["code"], 4);
+    Ok(())
+}
+
+/// What who has no privileges can do to be in its way: a name that is no text, a program in a place
+/// too deep to be named, more network namespaces than files may be open.
+fn nobody_can_blind_it() -> Outcome {
+    const NAME: &str = "import ctypes, time\n\
+        ctypes.CDLL(None).prctl(15, b'\\xff\\n\\x1b[2J', 0, 0, 0)\n\
+        print('ready', flush=True)\ntime.sleep(3600)";
+    const DEPTH: &str = "import os, sys, tempfile\n\
+        program = open('/bin/sleep', 'rb').read()\n\
+        os.chdir(sys.argv[1])\n\
+        for _ in range(24):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\n\
+        open('p', 'wb').write(program)\nos.chmod('p', 0o755)\n\
+        print('ready', flush=True)\nos.execv('./p', ['p', '3600'])";
+    const NAMESPACES: &str = "for _ in $(seq 40); do unshare -n sleep 3600 & done
+        while [ $(jobs -p | xargs -I{} readlink /proc/{}/ns/net | sort -u | wc -l) -lt 40 ]; do
+            sleep 0.1; done; echo ready; wait";
+    let stage = Stage::set(Setting::Connected)?;
+    let folder = tempfile::tempdir()?;
+    let place = folder.path().display().to_string();
+    let hostile = [
+        stage.start("/usr/bin/python3", &["-c", NAME])?,
+        stage.start("/usr/bin/python3", &["-c", DEPTH, &place])?,
+        stage.start(
+            "unshare",
+            &["-n", "-p", "-f", "--kill-child", "--mount-proc", "bash", "-c", NAMESPACES],
+        )?,
+    ];
+    let audit = stage.audit("ulimit -n 32")?;
+    audit.must_find(&[], "among hostile processes")?;
+    assert_eq!(audit.report["unchecked"], serde_json::json!([]), "{audit:#?}");
+    // Too deep for a name, too deep for being removed by one.
+    drop(hostile);
+    Command::new("rm").arg("-rf").arg(&place).status()?;
     Ok(())
 }
 

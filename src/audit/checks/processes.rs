@@ -10,7 +10,7 @@ use crate::audit::{Facts, Found, Unknown, Wanted};
 
 /// System services that have CAP_NET_ADMIN or CAP_NET_RAW without being root, by design of their
 /// packages, and programs that have them for the moment they run.
-const CAPABLE: [&str; 13] = [
+const CAPABLE: [&str; 18] = [
     "systemd-networkd",
     "systemd-resolved",
     "dnsmasq",
@@ -24,10 +24,15 @@ const CAPABLE: [&str; 13] = [
     "chronyd",
     "ntpd",
     "named",
+    "openvpn",
+    "lldpd",
+    "kea-dhcp4",
+    "bird",
+    "zebra",
 ];
 
 /// Programs that configure links and need packet sockets for it: leases, 802.1X, LLDP.
-const LINK_KEEPERS: [&str; 16] = [
+const LINK_KEEPERS: [&str; 17] = [
     "systemd-networkd",
     "NetworkManager",
     "nm-dhcp-helper",
@@ -42,6 +47,7 @@ const LINK_KEEPERS: [&str; 16] = [
     "lldpd",
     "wickedd-dhcp4",
     "dhcpd",
+    "kea-dhcp4",
     "lldpad",
     "avahi-autoipd",
 ];

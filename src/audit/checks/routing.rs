@@ -1,8 +1,12 @@
 //! Policy rules and routes beside the routing guard's.
 
+use std::net::Ipv6Addr;
+
+use ipnet::{IpNet, Ipv6Net};
+
 use super::known;
 use super::lock::judgeable;
-use crate::audit::facts::PolicyRule;
+use crate::audit::facts::{LocalRoute, PolicyRule};
 use crate::audit::kinds::*;
 use crate::audit::{Facts, Found, Unknown, Wanted};
 use crate::routing::{PREFERENCES, RouteKind, TABLE};
@@ -19,7 +23,8 @@ pub(super) fn rules(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
     guarded(facts, wanted)?;
     let mut found = Found::default();
     for rule in known(&facts.rules)? {
-        if rule.table.is_none() || rule.preference > *PREFERENCES.end() {
+        let skips = rule.skips_to.is_some_and(|to| to > *PREFERENCES.start());
+        if !(rule.table.is_some() || skips) || rule.preference > *PREFERENCES.end() {
             continue;
         }
         let what = describe(rule);
@@ -42,17 +47,21 @@ fn is_narrow(rule: &PolicyRule) -> bool {
 
 fn describe(rule: &PolicyRule) -> String {
     let family = if rule.v6 { 6 } else { 4 };
-    let table = match rule.table {
-        Some(0) => "a VRF".into(),
-        table => format!("table {}", table.unwrap_or_default()),
+    let deed = match (rule.table, rule.skips_to) {
+        (Some(0), _) => "lookup a VRF".into(),
+        (Some(table), _) => format!("lookup table {table}"),
+        (None, to) => format!("goto {}", to.unwrap_or_default()),
     };
-    format!("IPv{family} rule {}: lookup {table}", rule.preference)
+    format!("IPv{family} rule {}: {deed}", rule.preference)
 }
 
 fn cure(rule: &PolicyRule) -> String {
     let family = if rule.v6 { 6 } else { 4 };
     format!("ip -{family} rule del pref {}", rule.preference)
 }
+
+const IPV6_MULTICAST: IpNet =
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8));
 
 pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
     guarded(facts, wanted)?;
@@ -63,13 +72,28 @@ pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
             link.index == index && tunnel.is_some_and(|tunnel| tunnel.interface == link.name)
         })
     };
+    let is_loopback = |index: u32| links.iter().any(|it| it.index == index && it.loopback);
+    let name = |index: u32| {
+        links.iter().find(|link| link.index == index).map_or("?", |link| link.name.as_str())
+    };
     let mut found = Found::default();
+    for route in known(&facts.local_routes)? {
+        let LocalRoute { destination, link } = route;
+        // Before Linux 5.8 the kernel's own for multicast is one of them.
+        let multicast = *destination == IPV6_MULTICAST;
+        if multicast || link.is_some_and(|index| is_tunnel(index) || is_loopback(index)) {
+            continue;
+        }
+        let by = link.map(|index| format!(" dev {}", name(index))).unwrap_or_default();
+        let cure = format!("ip route del {destination}{by} table local");
+        found.find(&ROGUE_ROUTE, format!("route {destination}{by} in table local"), cure);
+    }
     for route in known(&facts.routes)? {
         let RouteKind::Link(index) = route.kind else { continue };
         if is_tunnel(index) {
             continue;
         }
-        let name = links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
+        let name = name(index);
         let cure = format!("ip route del {} dev {name} table {TABLE}", route.destination);
         found.find(&ROGUE_ROUTE, format!("route {} by link {name}", route.destination), cure);
     }
@@ -87,6 +111,7 @@ mod tests {
         v6: false,
         preference: 100,
         table: Some(254),
+        skips_to: None,
         mark: None,
         came_by: None,
         inverted: false,
@@ -104,6 +129,9 @@ mod tests {
         assert_eq!(with(PolicyRule { preference: 27_502, ..RULE }), ["rule-before-guard"]);
         assert_eq!(with(PolicyRule { preference: 32_766, ..RULE }), [""; 0]);
         assert_eq!(with(PolicyRule { table: None, ..RULE }), [""; 0]);
+        let goto = |to| PolicyRule { table: None, skips_to: Some(to), ..RULE };
+        assert_eq!(with(goto(32_766)), ["rule-before-guard"]);
+        assert_eq!(with(goto(200)), [""; 0], "still before the guard");
         let marked = PolicyRule { mark: Some(Mark { value: 1, mask: 255 }), ..RULE };
         assert_eq!(with(marked.clone()), [""; 0]);
         assert_eq!(with(PolicyRule { inverted: true, ..marked }), ["rule-before-guard"]);
@@ -125,5 +153,16 @@ mod tests {
         assert_eq!(ids(&it, &wanted()), [""; 0]);
         it.routes = Ok(vec![route(2)]);
         assert_eq!(ids(&it, &wanted()), ["rogue-route"]);
+        let local = |link, destination: &str| {
+            let mut it = facts();
+            let destination = destination.parse().unwrap();
+            it.local_routes = Ok(vec![LocalRoute { destination, link }]);
+            ids(&it, &wanted())
+        };
+        assert_eq!(local(Some(2), "203.0.113.9/32"), ["rogue-route"]);
+        assert_eq!(local(None, "203.0.113.9/32"), ["rogue-route"]);
+        assert_eq!(local(Some(3), "203.0.113.9/32"), [""; 0]);
+        assert_eq!(local(Some(1), "203.0.113.9/32"), [""; 0]);
+        assert_eq!(local(Some(2), "ff00::/8"), [""; 0]);
     }
 }

@@ -79,10 +79,25 @@ fn reached(table: &LiveTable) -> BTreeMap<&str, Hooks> {
             hooks.numbers.insert(base.hook);
             hooks.routes |= base.kind == "route";
             let rules = table.chains.get(name).into_iter().flat_map(|chain| &chain.rules);
-            waiting.extend(rules.flat_map(|rule| &rule.expressions).filter_map(target));
+            for expression in rules.flat_map(|rule| &rule.expressions) {
+                waiting.extend(target(expression));
+                // Which ones is not read: any that is no hook's.
+                if is_verdict_map(expression) {
+                    let others = table.chains.iter().filter(|(_, chain)| chain.base.is_none());
+                    waiting.extend(others.map(|(name, _)| name.as_str()));
+                }
+            }
         }
     }
     reached
+}
+
+/// A lookup into the register of verdicts (NFTA_LOOKUP_DREG: NFT_REG_VERDICT): `vmap`.
+fn is_verdict_map(expression: &Expression) -> bool {
+    const DREG: u16 = 3;
+    const VERDICT: [u8; 4] = [0; 4];
+    matches!(expression, Expression::Foreign { name, data }
+        if name == "lookup" && Attributes(data).any(|it| it == (DREG, &VERDICT[..])))
 }
 
 fn target(expression: &Expression) -> Option<&str> {
@@ -183,6 +198,10 @@ fn deeds(expressions: &[Expression]) -> Vec<Deed> {
                     Some(Held::ConnectionMark) => Deed::Restore,
                     None => Deed::OtherMark,
                 });
+            }
+            // Of a packet that has none: what `meta mark set meta mark or` makes of it.
+            Expression::Meta { key: META_MARK, register } => {
+                registers.insert(*register, Held::Bytes(vec![0; 4]));
             }
             Expression::Meta { register, .. }
             | Expression::Ct { register, .. }
@@ -367,6 +386,31 @@ mod tests {
             Expression::MetaSet { key: 3, register: 1 },
         ];
         assert_eq!(with(table(1, "filter", 3, rule)), ["mark-set"]);
+    }
+
+    #[test]
+    fn a_mark_may_be_added_to_the_packets_own() {
+        let set = |xor: u32| {
+            let xor = xor.to_ne_bytes().to_vec();
+            let mask = 0xffff_0000_u32.to_ne_bytes().to_vec();
+            vec![
+                Expression::Meta { key: 3, register: 1 },
+                Expression::Bitwise { register: 1, mask, xor },
+                Expression::MetaSet { key: 3, register: 1 },
+            ]
+        };
+        assert_eq!(with(table(1, "filter", 3, set(OURS))), ["mark-set"]);
+        assert_eq!(with(table(1, "filter", 3, set(0x4000))), [""; 0], "kube-proxy does");
+    }
+
+    #[test]
+    fn a_map_of_verdicts_may_lead_anywhere() {
+        let mut jumps = table(1, "filter", 3, mark(OURS));
+        let data =
+            [attribute(1, b"m\0"), attribute(2, &[0, 0, 0, 1]), attribute(3, &[0; 4])].concat();
+        let lookup = vec![Expression::Foreign { name: "lookup".into(), data }];
+        jumps.table.chains.get_mut("outer").unwrap().rules[0].expressions = lookup;
+        assert_eq!(with(jumps), ["mark-set"]);
     }
 
     #[test]

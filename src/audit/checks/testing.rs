@@ -40,6 +40,7 @@ pub(super) fn facts() -> Facts {
         legacy: Ok(BTreeSet::new()),
         rules: Ok(Vec::new()),
         routes: Ok(Vec::new()),
+        local_routes: Ok(Vec::new()),
         addresses: Ok(Vec::new()),
         elsewhere: Ok(Vec::new()),
         processes: Ok(Processes::default()),

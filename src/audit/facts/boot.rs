@@ -8,11 +8,14 @@ use std::process::{Command, Stdio};
 use super::{Reading, Unknown};
 
 /// Where systemd looks for units; the first that has one decides (systemd.unit(5)).
-pub(super) const UNIT_DIRECTORIES: [&str; 4] = [
+pub(super) const UNIT_DIRECTORIES: [&str; 7] = [
+    "/run/systemd/generator.early",
     "/etc/systemd/system",
     "/run/systemd/system",
+    "/run/systemd/generator",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
+    "/run/systemd/generator.late",
 ];
 const LOCK: &str = "killswitch-lock.service";
 const DAEMON: &str = "killswitch.service";
@@ -183,6 +186,7 @@ fn early_program(text: &str) -> Option<String> {
         "NetworkManager.service",
         "networking.service",
     ];
+    let text = &joined(text);
     let early =
         values(text, "DefaultDependencies").iter().any(|it| ["no", "false", "0"].contains(it));
     if !early || LATER.iter().any(|unit| values(text, "After").contains(unit)) {
@@ -198,6 +202,17 @@ fn early_program(text: &str) -> Option<String> {
     let mut names = words
         .filter_map(|word| word.trim_start_matches(['-', '@', '+', '!', ':']).rsplit('/').next());
     names.find(|name| TOOLS.contains(name)).map(str::to_owned)
+}
+
+/// Without comments, and with lines that go on after a backslash as one (systemd.syntax(7)).
+fn joined(text: &str) -> String {
+    let is_comment = |line: &&str| line.trim_start().starts_with(['#', ';']);
+    text.lines().filter(|line| !is_comment(line)).fold(String::new(), |text, line| {
+        match line.strip_suffix('\\') {
+            Some(line) => text + line + " ",
+            None => text + line + "\n",
+        }
+    })
 }
 
 /// The words of every line of this key.
@@ -269,6 +284,11 @@ mod tests {
         assert_eq!(unit("DefaultDependencies=no\n[Service]\nExecStart=/usr/sbin/nft -f x"), None);
         let shell = "DefaultDependencies=no\n[Service]\nExecStart=/bin/sh -c 'a; curl x'";
         assert_eq!(unit(shell).as_deref(), Some("curl"));
+        let long =
+            "DefaultDependencies=no\n[Service]\nExecStart=/bin/sh -c 'a; \\\n# no \\\n curl x'";
+        assert_eq!(unit(long).as_deref(), Some("curl"));
+        let after = format!("DefaultDependencies=no\nAfter=a \\\n network-pre.target\n{runs}");
+        assert_eq!(unit(&after), None);
     }
 
     #[test]

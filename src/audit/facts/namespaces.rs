@@ -1,6 +1,6 @@
 //! Links in other network namespaces: hardware that was moved there, and what hangs on our links.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -33,56 +33,71 @@ pub(super) fn elsewhere() -> Reading<Vec<Elsewhere>> {
     read().map_err(|error| Unknown::of("other network namespaces", &error))
 }
 
+/// One after the other: anybody can make more of them than files may be open at once.
 fn read() -> io::Result<Vec<Elsewhere>> {
     let home = File::open("/proc/thread-self/ns/net")?;
-    let mut others = others()?;
-    others.remove(&home.metadata()?.ino());
+    // The machine's own, that of its first process and of the kernel's threads: hardware that is
+    // there was not moved away.
+    let mut seen: BTreeSet<u64> = ["/proc/1/ns/net", "/proc/2/ns/net"]
+        .iter()
+        .filter_map(|path| fs::metadata(path).ok())
+        .chain([home.metadata()?])
+        .map(|file| file.ino())
+        .collect();
     let mut found = Vec::new();
-    for (file, holder) in others.into_values() {
-        match look_into(&file, &home) {
+    for (path, holder) in holders()? {
+        let Ok(inode) = fs::metadata(&path).map(|file| file.ino()) else { continue };
+        if !seen.insert(inode) {
+            continue;
+        }
+        let looked = File::open(&path).and_then(|other| look_into(&other, &home));
+        let holder = || holder.name();
+        match looked {
             Ok(links) => found.extend(links.into_iter().map(|link| Elsewhere {
                 link: link.name,
                 kind: link.kind,
                 parent: link.parent,
-                holder: holder.clone(),
+                holder: holder(),
             })),
-            // Its last process ended meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io::Error::new(error.kind(), format!("{holder}: {error}"))),
+            // Its last process ended meanwhile; another may still hold it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                seen.remove(&inode);
+            }
+            Err(error) => {
+                return Err(io::Error::new(error.kind(), format!("{}: {error}", holder())));
+            }
         }
     }
     Ok(found)
 }
 
-type Namespaces = BTreeMap<u64, (File, String)>;
+/// What shows a network namespace.
+enum Holder {
+    Process(u32),
+    File(PathBuf),
+}
 
-/// Every network namespace that can be seen, but for the machine's own, that of its first process
-/// and of the kernel's threads: hardware that is there was not moved away.
-fn others() -> io::Result<Namespaces> {
-    let mut found = Namespaces::new();
-    let first = ["/proc/1/ns/net", "/proc/2/ns/net"]
-        .map(|path| fs::metadata(path).map(|file| file.ino()).ok());
-    let mut add = |path: PathBuf, holder: &dyn Fn() -> String| {
-        let Ok(inode) = fs::metadata(&path).map(|file| file.ino()) else { return };
-        if !first.contains(&Some(inode))
-            && !found.contains_key(&inode)
-            && let Ok(file) = File::open(&path)
-        {
-            found.insert(inode, (file, holder()));
+impl Holder {
+    fn name(&self) -> String {
+        match self {
+            Holder::Process(id) => {
+                let name = fs::read(format!("/proc/{id}/comm")).unwrap_or_default();
+                format!("process {id} ({})", String::from_utf8_lossy(&name).trim_end())
+            }
+            Holder::File(path) => path.display().to_string(),
         }
-    };
-    for id in process_ids("/proc")? {
-        let name = || fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-        let holder = || format!("process {id} ({})", name().trim_end());
-        add(format!("/proc/{id}/ns/net").into(), &holder);
     }
+}
+
+fn holders() -> io::Result<Vec<(PathBuf, Holder)>> {
+    let processes = process_ids("/proc")?.into_iter();
+    let mut all: Vec<(PathBuf, Holder)> =
+        processes.map(|id| (format!("/proc/{id}/ns/net").into(), Holder::Process(id))).collect();
     for directory in KEPT {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            add(path.clone(), &|| path.display().to_string());
-        }
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        all.extend(entries.map(|entry| (entry.path(), Holder::File(entry.path()))));
     }
-    Ok(found)
+    Ok(all)
 }
 
 /// A thread enters it: no other way to list a foreign namespace's links leaves ours unchanged.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{Reading, Unknown};
@@ -34,12 +35,23 @@ pub struct PolicyRule {
     pub preference: u32,
     /// FR_ACT_TO_TBL: it looks up this table.
     pub table: Option<u32>,
+    /// FR_ACT_GOTO: it goes on at this preference.
+    pub skips_to: Option<u32>,
     /// Only packets with this mark.
     pub mark: Option<Mark>,
     /// Only packets that came in by this link.
     pub came_by: Option<String>,
     /// FIB_RULE_INVERT: all but those.
     pub inverted: bool,
+}
+
+/// A route of table local that leads to a link: the kernel looks there before any other rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalRoute {
+    /// Where to.
+    pub destination: IpNet,
+    /// The link's index; absent: it is none, or several.
+    pub link: Option<u32>,
 }
 
 pub(super) fn links() -> Reading<Vec<Link>> {
@@ -95,18 +107,30 @@ pub(super) fn routes() -> Reading<Vec<routing::Route>> {
 }
 
 pub(super) fn rules() -> Reading<Vec<PolicyRule>> {
+    const RTM_GETRULE: u16 = 34;
+    dump("policy rules", RTM_GETRULE, read_rule)
+}
+
+pub(super) fn local_routes() -> Reading<Vec<LocalRoute>> {
+    const RTM_GETROUTE: u16 = 26;
+    dump("routes of table local", RTM_GETROUTE, read_local_route)
+}
+
+/// Of both families.
+fn dump<T>(what: &str, kind: u16, read: fn(&Message) -> Option<T>) -> Reading<Vec<T>> {
     const AF_INET: u8 = 2;
-    const AF_INET6: u8 = 10;
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        match ask_rules(family) {
-            Ok(answers) => found.extend(answers.iter().filter_map(read_rule)),
+        match ask_family(kind, family) {
+            Ok(answers) => found.extend(answers.iter().filter_map(read)),
             Err(error) if family == AF_INET6 && is_unsupported(&error) => {}
-            Err(error) => return Err(Unknown::of("policy rules", &error)),
+            Err(error) => return Err(Unknown::of(what, &error)),
         }
     }
     Ok(found)
 }
+
+const AF_INET6: u8 = 10;
 
 fn is_unsupported(error: &io::Error) -> bool {
     [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP]
@@ -114,23 +138,55 @@ fn is_unsupported(error: &io::Error) -> bool {
         .any(|&errno| error.raw_os_error() == Some(errno as i32))
 }
 
-/// `nlmsghdr`, `fib_rule_hdr`.
-fn ask_rules(family: u8) -> io::Result<Vec<Message>> {
+/// `nlmsghdr`, and `fib_rule_hdr` or `rtmsg`, which are of one length.
+fn ask_family(kind: u16, family: u8) -> io::Result<Vec<Message>> {
     const LENGTH: u32 = 28;
-    const RTM_GETRULE: u16 = 34;
     const NLM_F_REQUEST_DUMP: u16 = 0x301;
     let mut request = Vec::new();
     request.extend_from_slice(&LENGTH.to_ne_bytes());
-    request.extend_from_slice(&RTM_GETRULE.to_ne_bytes());
+    request.extend_from_slice(&kind.to_ne_bytes());
     request.extend_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
     request.resize(LENGTH as usize, 0);
     request[16] = family;
     Socket::open(Family::Route)?.dump_consistent(&request)
 }
 
+/// What leads to a link: the addresses of this machine themselves do not.
+fn read_local_route(message: &Message) -> Option<LocalRoute> {
+    const RTA_DST: u16 = 1;
+    const RTA_OIF: u16 = 4;
+    const RT_TABLE_LOCAL: u8 = 255;
+    const RTN_UNICAST: u8 = 1;
+    let header = message.payload.get(..12)?;
+    if (header[4], header[7]) != (RT_TABLE_LOCAL, RTN_UNICAST) {
+        return None;
+    }
+    let attributes: std::collections::BTreeMap<u16, &[u8]> =
+        Attributes(&message.payload[12..]).collect();
+    let address = |bytes: &&[u8]| -> Option<IpAddr> {
+        <[u8; 4]>::try_from(*bytes)
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from))
+            .ok()
+    };
+    let everything = match header[0] {
+        AF_INET6 => IpAddr::from([0_u8; 16]),
+        _ => IpAddr::from([0_u8; 4]),
+    };
+    let address = attributes.get(&RTA_DST).and_then(address).unwrap_or(everything);
+    Some(LocalRoute {
+        destination: IpNet::new(address, header[1]).ok()?,
+        link: attributes
+            .get(&RTA_OIF)
+            .and_then(|value| (*value).try_into().ok())
+            .map(u32::from_ne_bytes),
+    })
+}
+
 /// By hand, so that nothing strange in a foreign rule hides it. `None`: one of ours.
 fn read_rule(message: &Message) -> Option<PolicyRule> {
     const FRA_IIFNAME: u16 = 3;
+    const FRA_GOTO: u16 = 4;
     const FRA_PRIORITY: u16 = 6;
     const FRA_FWMARK: u16 = 10;
     const FRA_L3MDEV: u16 = 19;
@@ -140,6 +196,7 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
     const RTPROT_KERNEL: u8 = 2;
     const RT_TABLE_LOCAL: u8 = 255;
     const FR_ACT_TO_TBL: u8 = 1;
+    const FR_ACT_GOTO: u8 = 2;
     const FIB_RULE_INVERT: u32 = 2;
     let header = message.payload.get(..12)?;
     let attributes: std::collections::BTreeMap<u16, &[u8]> =
@@ -170,6 +227,7 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
         v6: header[0] == 10,
         preference,
         table: table.filter(|_| looks_up),
+        skips_to: number(FRA_GOTO).filter(|_| header[7] == FR_ACT_GOTO),
         mark: number(FRA_FWMARK)
             .map(|value| Mark { value, mask: number(FRA_FWMASK).unwrap_or(u32::MAX) }),
         came_by: attributes.get(&FRA_IIFNAME).map(name),

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use super::{Reading, Unknown};
 
 /// A process that uses this network namespace.
@@ -105,8 +107,7 @@ fn read() -> io::Result<Processes> {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32)
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
 /// The processes in a proc file system, in order.
@@ -125,6 +126,10 @@ fn examine(id: u32, here: &Here, packet: &mut BTreeSet<u64>) -> io::Result<Optio
     // The kernel's own threads have no program.
     let program = match fs::read_link(directory.join("exe")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Anybody can run one from a place that is too deep to be named.
+        Err(error) if error.raw_os_error() == Some(Errno::ENAMETOOLONG as i32) => {
+            "(a path too long)".into()
+        }
         program => program?,
     };
     let near = fs::read_link(directory.join("ns/net"))? == here.network;
@@ -137,7 +142,7 @@ fn examine(id: u32, here: &Here, packet: &mut BTreeSet<u64>) -> io::Result<Optio
         return Ok(None);
     }
     packet.retain(|inode| !held.contains(inode));
-    let status = fs::read_to_string(directory.join("status"))?;
+    let status = text_of(&directory.join("status"))?;
     let capable = fs::read_link(directory.join("ns/user"))? == here.user;
     let capabilities = if capable { capabilities(&status) } else { 0 };
     let text = program.display().to_string();
@@ -160,6 +165,11 @@ fn examine(id: u32, here: &Here, packet: &mut BTreeSet<u64>) -> io::Result<Optio
     }))
 }
 
+/// With names in it that others chose, in any bytes.
+fn text_of(file: &Path) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(file)?).into_owned())
+}
+
 /// The effective ones, bit by bit (capabilities(7)).
 fn capabilities(status: &str) -> u64 {
     let value = field(status, "CapEff:").and_then(|value| u64::from_str_radix(value, 16).ok());
@@ -177,7 +187,7 @@ fn container(directory: &Path, here: &Here) -> io::Result<Option<String>> {
         ["docker", "libpod", "cri-containerd", "crio", "kubepods", "lxc", "machine.slice"];
     /// After a manager's name; its own service ("docker.service") is no container.
     const REST: [&str; 3] = ["-", ".slice", ".payload"];
-    let groups = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
+    let groups = text_of(&directory.join("cgroup")).unwrap_or_default();
     let manager = MANAGERS.iter().find(|manager| {
         groups.split(['/', '\n', ':']).any(|part| {
             part.strip_prefix(**manager)
