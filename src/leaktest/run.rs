@@ -457,10 +457,9 @@ fn summary(verdict: Verdict, tried: &[Tried], damaged: bool) -> String {
 fn unwatched(here: &Surroundings, policy: &Policy) -> Vec<String> {
     // First, since there is room for so many sentences only.
     let mut limits = vec![
-        "AF_XDP sockets, a tc redirect and links in other network namespaces pass every hook and \
-         every capture of this machine (SECURITY.md, 2, 3, 15); packet sockets that pass the \
-         queues (PACKET_QDISC_BYPASS) are stopped by the egress guard, but no capture here would \
-         see them"
+        "AF_XDP sockets and links in other network namespaces pass every hook and every capture \
+         of this machine (SECURITY.md, 2, 15); packet sockets that pass the queues \
+         (PACKET_QDISC_BYPASS) are stopped by the egress guard, but no capture here would see them"
             .to_owned(),
     ];
     limits.extend(here.internal(policy).iter().map(|it| {
