@@ -12,7 +12,7 @@ use crate::netlink::Link;
 use crate::policy::Policy;
 
 /// So many links are tried; a machine with more is a gateway whose links are alike.
-const LINKS: usize = 16;
+pub(super) const LINKS: usize = 16;
 
 /// One way out.
 #[derive(Debug)]

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::report::{
-    BUCKETS, Band, BandKind, FRAMES, Frame, Level, Phase, Probe, SPANS, Span, Traffic, Verdict,
+    BANDS, BUCKETS, Band, BandKind, CONFIGURATION, FRAMES, Frame, Level, PHASES, Phase, Probe,
+    Report, SENTENCE, SENTENCES, SPANS, Span, Traffic, Verdict,
 };
 
 /// Packets over time; wider columns as the test goes on, never more of them.
@@ -67,9 +68,12 @@ impl Columns {
     }
 }
 
-/// States over time, of each thing by kind and name.
+/// States over time, of each thing by kind and name; of no more than [`BANDS`] things.
 #[derive(Debug, Clone, Default)]
-pub struct Bands(Vec<Band>);
+pub struct Bands {
+    bands: Vec<Band>,
+    full: bool,
+}
 
 impl Bands {
     /// At this time it is in this state.
@@ -79,7 +83,11 @@ impl Bands {
         (kind, name): (BandKind, &str),
         (level, state): (Level, &str),
     ) {
-        let place = self.0.iter().position(|it| it.kind == kind && it.name == name);
+        let place = self.bands.iter().position(|it| it.kind == kind && it.name == name);
+        if place.is_none() && self.bands.len() >= BANDS {
+            self.full = true;
+            return;
+        }
         let place = place.unwrap_or_else(|| {
             let mut band = Band { kind, name: name.to_owned(), spans: Vec::new() };
             if at_ms > 0 {
@@ -88,10 +96,10 @@ impl Bands {
                     Span { from_ms: 0, to_ms: at_ms, level: Level::Away, state: "absent".into() };
                 band.spans.push(away);
             }
-            self.0.push(band);
-            self.0.len() - 1
+            self.bands.push(band);
+            self.bands.len() - 1
         });
-        let spans = &mut self.0[place].spans;
+        let spans = &mut self.bands[place].spans;
         if let Some(last) = spans.last_mut() {
             last.to_ms = at_ms;
             let full = spans.len() >= SPANS;
@@ -107,14 +115,21 @@ impl Bands {
         spans.push(Span { from_ms: at_ms, to_ms: at_ms, level, state: state.to_owned() });
     }
 
+    /// What there was no room for, in words.
+    pub fn left_out(&self) -> Option<String> {
+        self.full.then(|| {
+            format!("the timeline shows {BANDS} of tunnel, daemon, lock and links; all are watched")
+        })
+    }
+
     /// Up to the test's end.
     pub fn finish(mut self, end_ms: u64) -> Vec<Band> {
-        for band in &mut self.0 {
+        for band in &mut self.bands {
             if let Some(last) = band.spans.last_mut() {
                 last.to_ms = end_ms;
             }
         }
-        self.0
+        self.bands
     }
 }
 
@@ -190,9 +205,14 @@ pub fn overall<'a>(probes: impl IntoIterator<Item = &'a Probe>) -> Verdict {
 pub struct Phases(Vec<Phase>);
 
 impl Phases {
-    /// The one before ends.
+    /// The one before ends, unless it stands for the rest.
     pub fn begin(&mut self, at_ms: u64, name: &str, title: &str) {
         self.end(at_ms);
+        let (name, title) = match self.0.len() + 1 {
+            PHASES => ("more", "further parts, which there is no room to tell apart"),
+            count if count > PHASES => return,
+            _ => (name, title),
+        };
         let (name, title) = (name.to_owned(), title.to_owned());
         self.0.push(Phase { name, title, from_ms: at_ms, to_ms: at_ms });
     }
@@ -210,8 +230,55 @@ impl Phases {
     }
 }
 
+/// The same report, with words that others chose cut to what there is room for.
+pub fn bounded(mut report: Report) -> Report {
+    let machine = &mut report.machine;
+    cut(&mut machine.configuration, CONFIGURATION);
+    let facts = [
+        &mut machine.system,
+        &mut machine.kernel,
+        &mut machine.architecture,
+        &mut machine.killswitch,
+        &mut machine.ruleset_sha256,
+        &mut machine.state,
+        &mut report.summary,
+        &mut report.repeat,
+    ];
+    facts.into_iter().for_each(|it| cut(it, SENTENCE));
+    for list in [&mut machine.degraded, &mut report.limits] {
+        let more = list.len().saturating_sub(SENTENCES);
+        list.truncate(SENTENCES);
+        if more > 0 {
+            list.push(format!("{more} more"));
+        }
+        list.iter_mut().for_each(|it| cut(it, SENTENCE));
+    }
+    report.phases.iter_mut().for_each(|it| cut(&mut it.title, SENTENCE));
+    report.probes.iter_mut().filter_map(|it| it.reason.as_mut()).for_each(|it| cut(it, SENTENCE));
+    report
+}
+
+/// To at most so many bytes of JSON (RFC 8259, 7), and a sign that something was cut.
+fn cut(words: &mut String, most: usize) {
+    let mut size = 0;
+    let too_far = words.char_indices().find(|(_, character)| {
+        size += match character {
+            '"' | '\\' | '\n' | '\t' => 2,
+            other if other.is_control() => 6,
+            other => other.len_utf8(),
+        };
+        size > most
+    });
+    if let Some((at, _)) = too_far {
+        words.truncate(at);
+        words.push_str(" […]");
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::html;
+    use super::super::report::Machine;
     use super::*;
 
     #[test]
@@ -232,6 +299,104 @@ mod tests {
         assert!(bands[0].spans.len() <= SPANS);
         let gaps = bands[0].spans.windows(2).filter(|it| it[0].to_ms != it[1].from_ms).count();
         assert_eq!((gaps, bands[0].spans.last().unwrap().to_ms), (0, 3_600_000));
+    }
+
+    /// One that a hostile machine makes: an hour long, everything flaps and leaks, and all words are
+    /// as long as can be and hard to write.
+    fn largest() -> Report {
+        const HOUR: u64 = 3_600_000;
+        let (mut columns, mut bands) = (Columns::default(), Bands::default());
+        let (mut phases, mut probes) = (Phases::default(), Vec::new());
+        let words = "\u{1}\"<&>'\\ä\n".repeat(40_000);
+        let name = "\u{1}<&\"".repeat(4);
+        for at in (0..HOUR).step_by(1000) {
+            for kind in [Kind::Tunnel, Kind::Blocked, Kind::Leaked] {
+                columns.add(at, kind, u64::MAX / HOUR);
+            }
+            for link in 0..100 {
+                let state = [(Level::Bad, "cannot be read"), (Level::Away, "no carrier")];
+                let link = (BandKind::Link, &*format!("{name}{link}"));
+                bands.see(at, link, state[(at / 1000 % 2) as usize]);
+            }
+            phases.begin(at, "table-flushed", &words[..1000]);
+        }
+        for _ in 0..=u8::MAX / 4 {
+            let mut seen = Seen { tunnelled: u64::MAX, ..Seen::default() };
+            for _ in 0..1000 {
+                let what = format!("udp [{0}]:65535 -> [{0}]:65535", ["ffff"; 8].join(":"));
+                seen.leak(Frame { at_ms: HOUR, link: name.clone(), length: u32::MAX, what });
+            }
+            probes.push(Probe {
+                name: "packet-socket-vlan".into(),
+                title: "a title".repeat(15),
+                threats: vec![u8::MAX; 8],
+                verdict: Verdict::Leaked,
+                reason: Some(words.clone()),
+                sent: u64::MAX,
+                refused: u64::MAX,
+                tunnelled: seen.tunnelled,
+                leaked: seen.leaked,
+                frames: seen.frames,
+            });
+        }
+        let many = vec![words.clone(); 1000];
+        let word = || words.clone();
+        bounded(Report {
+            format: 1,
+            verdict: Verdict::Leaked,
+            summary: word(),
+            began: HOUR,
+            duration_ms: HOUR,
+            disrupted: true,
+            machine: Machine {
+                system: word(),
+                kernel: word(),
+                architecture: word(),
+                killswitch: word(),
+                ruleset_sha256: word(),
+                state: word(),
+                degraded: many.clone(),
+                configuration: word(),
+            },
+            phases: phases.finish(HOUR),
+            bands: bands.finish(HOUR),
+            traffic: columns.finish(HOUR),
+            probes,
+            limits: many,
+            repeat: word(),
+        })
+    }
+
+    #[test]
+    fn the_largest_report_is_under_1_mb() {
+        const MOST: usize = 1_000_000;
+        let report = largest();
+        let json = serde_json::to_string_pretty(&report).unwrap().len();
+        let page = html::page(&report).len();
+        // Larger than half of it: this is not an empty report.
+        assert!((MOST / 2..MOST).contains(&json), "{json} bytes of JSON");
+        assert!((MOST / 10..MOST).contains(&page), "{page} bytes of HTML");
+        let limits = &report.limits;
+        assert_eq!((limits.len(), &*limits[SENTENCES]), (SENTENCES + 1, "960 more"));
+        assert_eq!((report.phases.len(), report.bands.len()), (PHASES, BANDS));
+        assert_eq!(report.phases.last().map(|it| (&*it.name, it.to_ms)), Some(("more", 3_600_000)));
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_said() {
+        let mut bands = Bands::default();
+        for link in 0..BANDS {
+            bands.see(0, (BandKind::Link, &link.to_string()), (Level::Good, "up"));
+        }
+        assert_eq!(bands.left_out(), None);
+        bands.see(0, (BandKind::Link, "one more"), (Level::Good, "up"));
+        assert!(bands.left_out().is_some());
+        let cut_to = |most| {
+            let mut words = String::from("a\"\u{1}ä");
+            cut(&mut words, most);
+            words
+        };
+        assert_eq!([cut_to(11), cut_to(9), cut_to(2)], ["a\"\u{1}ä", "a\"\u{1} […]", "a […]"]);
     }
 
     #[test]

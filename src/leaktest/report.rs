@@ -1,16 +1,26 @@
 //! What a leak test found: one value for the terminal, `--json` and `--html`.
 //!
-//! Times are milliseconds since the test began. Whatever its length, a report is bounded: at most
-//! [`BUCKETS`] columns, [`SPANS`] spans in a band, and [`FRAMES`] frames kept of each probe.
+//! Times are milliseconds since the test began. Whatever its length, and whatever happens to the
+//! machine meanwhile, a report is bounded, so that it stays under 1 MB as JSON and as a page.
 
 use serde::Serialize;
 
 /// At most so many columns of [`Traffic`]; a longer test has wider ones.
 pub const BUCKETS: usize = 600;
+/// At most so many [`Band`]s: tunnel, daemon, lock, and the links that were there first.
+pub const BANDS: usize = 16;
 /// At most so many spans in a [`Band`].
-pub const SPANS: usize = 500;
+pub const SPANS: usize = 150;
+/// At most so many [`Phase`]s; the last one then stands for the rest.
+pub const PHASES: usize = 64;
 /// At most so many leaked frames are kept of a probe; all are counted.
 pub const FRAMES: usize = 20;
+/// At most so many sentences in [`Report::limits`] and in [`Machine::degraded`].
+pub const SENTENCES: usize = 40;
+/// Bytes of the document that a sentence may take.
+pub const SENTENCE: usize = 400;
+/// Bytes of the document that the configuration may take.
+pub const CONFIGURATION: usize = 65_536;
 
 /// What a leak test found.
 #[derive(Debug, Clone, Serialize)]

@@ -1,7 +1,7 @@
 //! One way to send one canary.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::errno::Errno;
 use nix::sys::socket::{LinkAddr, bind};
@@ -94,15 +94,9 @@ impl Shot {
             Way::Icmp => (Type::RAW, Some(Protocol::ICMPV6)),
             Way::Header => (Type::RAW, Some(Protocol::UDP)),
         };
-        let socket = Socket::new(if v4 { Domain::IPV4 } else { Domain::IPV6 }, kind, protocol)?;
-        socket.set_nonblocking(true)?;
-        match self.way {
-            // It knows no multicast.
-            Way::Tcp if v4 => socket.set_ttl_v4(HOPS.into())?,
-            Way::Tcp => socket.set_unicast_hops_v6(HOPS.into())?,
-            _ => limit_hops(&socket, v4)?,
-        }
-        if v4 && !matches!(self.way, Way::Tcp) {
+        let socket = unblocking(self.to, kind, protocol)?;
+        limit_hops(&socket, self.to.ip())?;
+        if self.to.ip() == IpAddr::from(Ipv4Addr::BROADCAST) {
             socket.set_broadcast(true)?;
         }
         if matches!(self.way, Way::Header) {
@@ -133,18 +127,20 @@ impl Shot {
     }
 }
 
+/// In one call: a test makes hundreds.
+fn unblocking(to: SocketAddr, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
+    let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    Socket::new(domain, kind.nonblocking(), protocol)
+}
+
 /// So that a canary does not come far.
-fn limit_hops(socket: &Socket, v4: bool) -> io::Result<()> {
+fn limit_hops(socket: &Socket, to: IpAddr) -> io::Result<()> {
     let hops = u32::from(HOPS);
-    match v4 {
-        true => {
-            socket.set_ttl_v4(hops)?;
-            socket.set_multicast_ttl_v4(hops)
-        }
-        false => {
-            socket.set_unicast_hops_v6(hops)?;
-            socket.set_multicast_hops_v6(hops)
-        }
+    match (to.is_ipv4(), to.is_multicast()) {
+        (true, false) => socket.set_ttl_v4(hops),
+        (true, true) => socket.set_multicast_ttl_v4(hops),
+        (false, false) => socket.set_unicast_hops_v6(hops),
+        (false, true) => socket.set_multicast_hops_v6(hops),
     }
 }
 
@@ -153,10 +149,8 @@ fn limit_hops(socket: &Socket, v4: bool) -> io::Result<()> {
 /// # Errors
 /// Those of sockets; where there is no route none can be connected.
 pub fn connected(to: SocketAddr, link: Option<&str>) -> io::Result<Socket> {
-    let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::DGRAM, None)?;
-    socket.set_nonblocking(true)?;
-    limit_hops(&socket, to.is_ipv4())?;
+    let socket = unblocking(to, Type::DGRAM, None)?;
+    limit_hops(&socket, to.ip())?;
     if let Some(link) = link {
         socket.bind_device(Some(link.as_bytes()))?;
     }

@@ -15,12 +15,16 @@ use crate::stage::Stage;
 
 pub const TESTS: &[Test] = &[
     (
-        "the_honest_test_sees_no_leak_and_gives_all_back",
-        the_honest_test_sees_no_leak_and_gives_all_back,
+        "the_honest_test_sees_no_leak_and_gives_all_back_however_it_ends",
+        the_honest_test_sees_no_leak_and_gives_all_back_however_it_ends,
     ),
+    ("it_asks_first", it_asks_first),
+];
+
+/// At more moments: two minutes.
+pub const SLOW: &[Test] = &[
     ("killed_at_any_moment_it_leaves_all_as_it_was", killed_at_any_moment_it_leaves_all_as_it_was),
     ("interrupted_it_leaves_all_as_it_was", interrupted_it_leaves_all_as_it_was),
-    ("it_asks_first", it_asks_first),
 ];
 
 /// At how many moments, spread over its course, it is killed.
@@ -68,11 +72,13 @@ fn forwarding(stage: &Stage) -> Result<()> {
     stage.lab.client.sysctl("net/ipv4/ip_forward", "1")
 }
 
-fn the_honest_test_sees_no_leak_and_gives_all_back() -> Outcome {
+fn the_honest_test_sees_no_leak_and_gives_all_back_however_it_ends() -> Outcome {
     let stage = Stage::set()?;
     forwarding(&stage)?;
     let before = network(&stage)?;
+    let begin = Instant::now();
     let output = stage.ask(&ARGUMENTS)?;
+    let course = begin.elapsed();
     let words = String::from_utf8_lossy(&output.stderr);
     let report: Value = serde_json::from_slice(&output.stdout).during(&words)?;
     let probes = report["probes"].as_array().expect("probes");
@@ -109,7 +115,9 @@ fn the_honest_test_sees_no_leak_and_gives_all_back() -> Outcome {
     };
     assert_eq!(states("link"), ["up", "down", "up"]);
     assert_eq!(states("lock"), ["intact"]);
-    expect_as_before(&stage, &before, "the test")
+    expect_as_before(&stage, &before, "the test")?;
+    end_at(&stage, &before, course, 2, Signal::SIGKILL)?;
+    end_at(&stage, &before, course, 1, Signal::SIGINT)
 }
 
 fn killed_at_any_moment_it_leaves_all_as_it_was() -> Outcome {
@@ -128,10 +136,15 @@ fn ended_at(moments: u32, signal: Signal) -> Outcome {
     stage.ask(&ARGUMENTS)?;
     let course = begin.elapsed();
     expect_as_before(&stage, &before, "a whole test")?;
+    end_at(&stage, &before, course, moments, signal)
+}
+
+/// At so many moments, spread over the test's course.
+fn end_at(stage: &Stage, before: &str, course: Duration, moments: u32, signal: Signal) -> Outcome {
     for moment in 0..moments {
         let after = course * (2 * moment + 1) / (2 * moments);
-        end_after(&stage, after, signal)?;
-        expect_as_before(&stage, &before, &format!("{signal} after {after:?} of {course:?}"))?;
+        end_after(stage, after, signal)?;
+        expect_as_before(stage, before, &format!("{signal} after {after:?} of {course:?}"))?;
     }
     Ok(())
 }

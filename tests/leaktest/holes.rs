@@ -1,7 +1,9 @@
 //! A clean machine gives no finding; each hole is found, by the probe that is made for it.
 
+use std::sync::Mutex;
+
 use killswitch::lab::addresses::*;
-use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
+use killswitch::lab::harness::{Failed, Outcome, TOGETHER, Test, eventually};
 use killswitch::lab::link::PacketSocket;
 use killswitch::lab::{Context, Result};
 use killswitch::netlink::{Family, Socket};
@@ -143,18 +145,26 @@ fn leave_the_table_alone(locked: &LockedLab) -> Result<()> {
 }
 
 fn each_hole_is_found_by_its_probe() -> Outcome {
-    let locked = LockedLab::new()?;
-    for (rule, probes) in HOLES {
-        leave_the_table_alone(&locked)?;
-        nft(&locked, &format!("insert rule inet killswitch leave {rule}"))?;
-        let said = Said::of(&locked, &[])?;
-        // Without the egress guard packet sockets get out, too.
-        let found = said.with("leaked");
-        let found: Vec<&str> =
-            found.into_iter().filter(|it| !it.starts_with("packet-socket")).collect();
-        assert_eq!((said.code, &found[..]), (20, *probes), "{rule}\n{}", said.in_words());
-    }
-    Ok(())
+    let holes = Mutex::new(HOLES.iter());
+    let next = || holes.lock().expect("nobody panics with it").next();
+    let dig = || -> Outcome {
+        let locked = LockedLab::new()?;
+        while let Some((rule, probes)) = next() {
+            leave_the_table_alone(&locked)?;
+            nft(&locked, &format!("insert rule inet killswitch leave {rule}"))?;
+            let said = Said::of(&locked, &[])?;
+            // Without the egress guard packet sockets get out, too.
+            let mut found = said.with("leaked");
+            found.retain(|it| !it.starts_with("packet-socket"));
+            assert_eq!((said.code, &found[..]), (20, *probes), "{rule}\n{}", said.in_words());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let diggers: Vec<_> = (0..TOGETHER).map(|_| scope.spawn(dig)).collect();
+        // The panic's message has been printed.
+        diggers.into_iter().try_for_each(|it| it.join().map_err(|_| "a hole is not found")?)
+    })
 }
 
 fn a_missing_egress_guard_is_found() -> Outcome {

@@ -14,5 +14,6 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    harness::run(&[holes::TESTS, self_check::TESTS, disrupt::TESTS].concat())
+    let together = [holes::TESTS, self_check::TESTS].concat();
+    harness::run_groups(&together, disrupt::TESTS, disrupt::SLOW)
 }

@@ -14,7 +14,7 @@ use killswitch::netlink::{self, Family, Socket};
 use killswitch::policy::Policy;
 use killswitch::ruleset;
 
-use crate::stage::Finder::Audit;
+use crate::stage::Finder::{Audit, Both, Leaktest};
 use crate::stage::Setting::{Alone, Connected, Unguarded};
 use crate::stage::{Finder, Harm, Sabotage, Stage, try_out};
 
@@ -30,15 +30,17 @@ macro_rules! catalogue {
         })),*];
 
         /// What `audit` finds, entry by entry.
-        pub const FINDINGS: &[&[&str]] = &[$(match $finder {
-            Finder::Audit(ids) => ids,
-        }),*];
+        pub const FINDINGS: &[&[&str]] = &[$(Finder::findings($finder)),*];
+
+        /// By which probes `leaktest` sees it, entry by entry.
+        pub const LEAKS: &[Option<&[&str]>] = &[$(Finder::probes($finder)),*];
     };
 }
 
 catalogue! {
     // The lock itself.
-    table_deleted: Alone, Audit(&["lock-open"]),
+    // Of a machine that is open no probe is tried.
+    table_deleted: Alone, Both(&["lock-open"], &[]),
         |it| it.nft("delete table inet killswitch");
     ruleset_flushed: Alone, Audit(&["lock-open"]),
         |it| it.run("nft flush ruleset");
@@ -55,9 +57,12 @@ catalogue! {
         |it| it.nft("flush chain inet killswitch forward\ndelete chain inet killswitch forward");
     server_added: Alone, Audit(&["lock-damaged"]),
         |it| it.nft("add element inet killswitch wireguard4 { 1.1.1.1 . 53 }");
-    egress_guard_deleted: Alone, Audit(&["egress-guard-missing"]),
+    egress_guard_deleted: Alone,
+        Both(&["egress-guard-missing"], &["packet-socket", "packet-socket-vlan"]),
         |it| it.nft("delete table netdev killswitch");
-    one_link_without_guard: Alone, Audit(&["egress-guard-missing"]), link_without_guard;
+    one_link_without_guard: Alone,
+        Both(&["egress-guard-missing"], &["packet-socket", "packet-socket-vlan"]),
+        link_without_guard;
     configuration_is_another: Alone,
         Audit(&["lock-damaged", "egress-guard-missing", "routing-guard-damaged"]),
         |it| it.edit("198.51.100.7:51820", "198.51.100.9:51820")
@@ -139,6 +144,13 @@ catalogue! {
         it.run("tc filter add dev lo egress protocol all u32 match u32 0 0 \
                 action mirred egress mirror dev eth0")
     };
+    // A connection's first packet has no token: without Ethernet's header it is nobody's.
+    tunnel_mirrored_in_clear: Connected, Both(&["tc-redirect"],
+        &["dns", "everything-else", "icmp", "ntp", "quic", "server-udp", "stun", "udp"]), |it| {
+        it.run("tc qdisc add dev wg0 clsact")?;
+        it.run("tc filter add dev wg0 egress protocol all u32 match u32 0 0 \
+                action mirred egress mirror dev eth0")
+    };
     filter_on_the_nic: Connected, Audit(&["tc-filter"]), |it| {
         it.run("tc qdisc add dev eth0 clsact")?;
         it.run("tc filter add dev eth0 egress protocol ip u32 match u32 0 0 flowid 1:1")
@@ -154,6 +166,35 @@ catalogue! {
         let open = "import socket\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300)";
         it.start("python3", &["-c", &format!("{open}\n{WAIT}")])
     };
+    packet_socket_without_guard: Unguarded, Both(&["packet-socket"], &["everything-else"]),
+        |it| it.start("python3", &["-c", SENDER, CLIENT_LINK]);
+    macvlan_without_guard: Unguarded, Both(&["child-elsewhere"], &["everything-else"]), |it| {
+        let guest = Host::new("guest")?;
+        it.lab.client.ip(&format!(
+            "link add mv0 link {CLIENT_LINK} netns {} type macvlan mode bridge", guest.path()
+        ))?;
+        sender_in(guest, "mv0")
+    };
+    bridged_guest_without_guard: Unguarded, Leaktest(&["everything-else"]), |it| {
+        let guest = Host::new("guest")?;
+        it.lab.client.ip(&format!(
+            "link add br9 type bridge\nlink set br9 up\nlink set {CLIENT_LINK} master br9
+             link add tap0 type veth peer name eth0 netns {}
+             link set tap0 master br9\nlink set tap0 up", guest.path()
+        ))?;
+        sender_in(guest, "eth0")
+    };
+    spanning_tree_without_guard: Unguarded, Leaktest(&["everything-else"]), |it|
+        it.lab.client.ip(&format!(
+            "link add br9 type bridge stp_state 1 hello_time 100
+             link set br9 up\nlink set {CLIENT_LINK} master br9"
+        ));
+    queries_for_groups_without_guard: Unguarded, Leaktest(&["everything-else"]), |it|
+        it.lab.client.ip(&format!(
+            "link add br9 type bridge mcast_querier 1 mcast_startup_query_interval 100 \
+             mcast_startup_query_count 1000
+             link set br9 up\nlink set {CLIENT_LINK} master br9"
+        ));
     capable_process: Connected, Audit(&["capability"]), |it| Harm::by_root(|| {
         let words = "--reuid=65534 --regid=65534 --clear-groups --inh-caps=+net_raw \
                      --ambient-caps=+net_raw sh -c";
@@ -248,6 +289,21 @@ pub const BOOTED: &str = concat!(
 
 const WAIT: &str = "import time\nprint('ready', flush=True)\ntime.sleep(3600)";
 
+/// Broadcasts frames of a type for experiments (IEEE 802) by a link, without end.
+const SENDER: &str = "
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind((sys.argv[1], 0))
+frame = bytes([255] * 6) + s.getsockname()[4] + bytes([0x88, 0xb5]) + bytes(46)
+print('ready', flush=True)
+while True:
+    try:
+        s.send(frame)
+    except OSError:
+        pass
+    time.sleep(0.1)
+";
+
 /// Loads "let it pass" and attaches it in generic mode: bpf(2), and IFLA_XDP over rtnetlink.
 const XDP_PROGRAM: &str = "
 import ctypes, os, socket, struct, sys
@@ -303,7 +359,15 @@ fn link_without_guard(stage: &mut Stage) -> Result<()> {
         netfilter::apply(&netfilter, &table).during("the guard").map(drop)
     })??;
     stage.audit("")?;
-    stage.run("ip link add late type veth peer name late-peer")
+    stage.run("ip link add late up type veth peer name late-peer")?;
+    stage.run("ip link set late-peer up")
+}
+
+/// In another machine, by its only link.
+fn sender_in(guest: Host, link: &str) -> Result<Harm> {
+    guest.ip(&format!("link set {link} up"))?;
+    let process = Stage::start_in(&guest, "python3", &["-c", SENDER, link])?;
+    Ok(Harm { _hosts: vec![guest], ..process.into() })
 }
 
 fn macvlan_elsewhere(stage: &mut Stage) -> Result<Harm> {

@@ -12,6 +12,7 @@ use crate::stage::{Setting, Stage};
 pub const TESTS: &[Test] = &[
     ("a_clean_machine_has_no_finding", a_clean_machine_has_no_finding),
     ("a_machine_with_systemd_has_no_finding", a_machine_with_systemd_has_no_finding),
+    ("a_clean_machine_leaks_nothing", a_clean_machine_leaks_nothing),
     ("an_open_machine_is_told_so", an_open_machine_is_told_so),
     ("who_is_not_root_is_told_so", who_is_not_root_is_told_so),
     ("nobody_can_blind_it", nobody_can_blind_it),
@@ -41,6 +42,17 @@ fn a_machine_with_systemd_has_no_finding() -> Outcome {
     audit.must_find(&[], "on a clean machine")?;
     let skipped = audit.report["not_applicable"].to_string();
     assert!(!skipped.contains("\"units\""), "{skipped}");
+    Ok(())
+}
+
+/// But what is known to get out where there is no egress guard.
+fn a_clean_machine_leaks_nothing() -> Outcome {
+    for setting in [Setting::Connected, Setting::Alone, Setting::Unguarded] {
+        let stage = Stage::set(setting)?;
+        let leaks = setting.leaks();
+        let code = if leaks.is_empty() { 0 } else { 20 };
+        stage.leaktest("")?.must_leak_by(leaks, code, &format!("{setting:?}"))?;
+    }
     Ok(())
 }
 
@@ -139,6 +151,8 @@ fn the_catalogue_is_long() -> Outcome {
     let mut tried: BTreeSet<&str> =
         catalogue::FINDINGS.iter().copied().flatten().copied().collect();
     assert!(catalogue::CATALOGUE.len() >= 25, "{}", catalogue::CATALOGUE.len());
+    let leaks = catalogue::LEAKS.iter().flatten().count();
+    assert!(leaks >= 6, "{leaks}");
     assert!(tried.is_subset(&known), "{tried:?}");
     tried.extend(["daemon-not-running", "egress-guard-off"]);
     tried.extend(ELSEWHERE.map(|(id, _)| id));

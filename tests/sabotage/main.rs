@@ -1,5 +1,5 @@
-//! A catalogue of sabotages: each is done to a locked machine of the laboratory and found there; a
-//! clean machine gives no finding.
+//! A catalogue of sabotages: each is done to a locked machine of the laboratory and found there, by
+//! `audit`, `leaktest` or both; a clean machine gives no finding and no leak.
 
 mod catalogue;
 mod clean;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use killswitch::lab::harness::{Failed, Outcome, eventually};
 use killswitch::lab::host::Process;
-use killswitch::lab::{Context, Daemon, Error, Lab, Result, setup};
+use killswitch::lab::{Context, Daemon, Error, Host, Lab, Result, setup};
 use serde_json::Value;
 
 /// How the machine is before the sabotage.
@@ -22,6 +22,14 @@ pub enum Setting {
 }
 
 impl Setting {
+    /// By which probes something gets out of a machine that nobody sabotaged.
+    pub fn leaks(self) -> &'static [&'static str] {
+        match self {
+            Setting::Connected | Setting::Alone => &[],
+            Setting::Unguarded => &["packet-socket", "packet-socket-vlan"],
+        }
+    }
+
     /// What is found in a machine that nobody sabotaged.
     fn baseline(self) -> &'static [&'static str] {
         match self {
@@ -37,13 +45,37 @@ impl Setting {
 pub enum Finder {
     /// `audit`, with exactly these findings besides those of the setting.
     Audit(&'static [&'static str]),
+    /// `leaktest` alone, by exactly these probes besides those of the setting.
+    Leaktest(&'static [&'static str]),
+    /// Both, with these findings and by these probes.
+    Both(&'static [&'static str], &'static [&'static str]),
 }
 
-/// What a sabotage leaves behind.
+impl Finder {
+    /// What `audit` finds.
+    pub const fn findings(self) -> &'static [&'static str] {
+        match self {
+            Finder::Audit(ids) | Finder::Both(ids, _) => ids,
+            Finder::Leaktest(_) => &[],
+        }
+    }
+
+    /// By what `leaktest` sees it get out; `None`: it sees nothing of it.
+    pub const fn probes(self) -> Option<&'static [&'static str]> {
+        match self {
+            Finder::Leaktest(probes) | Finder::Both(_, probes) => Some(probes),
+            Finder::Audit(_) => None,
+        }
+    }
+}
+
+/// What a sabotage leaves behind. Dropped in this order: processes before where they are.
 #[derive(Default)]
 pub struct Harm {
     /// Killed when dropped.
     pub _processes: Vec<Process>,
+    /// Other machines that the sabotage needs.
+    pub _hosts: Vec<Host>,
     /// Commands of a shell that change the mounts which the program sees, and nobody else.
     pub mounts: String,
     /// It cannot be done in a user namespace.
@@ -114,6 +146,31 @@ impl Audit {
         match self.ids() == wanted && self.code == code {
             true => Ok(()),
             false => Err(Failed::from(format!("{when}: wanted {wanted:?}, got {self:#?}"))),
+        }
+    }
+}
+
+/// What `leaktest --json` said.
+#[derive(Debug)]
+pub struct Leaktest {
+    pub code: i32,
+    pub report: Value,
+}
+
+impl Leaktest {
+    /// Fails unless it leaked by exactly these probes, and the exit status says whether it did.
+    pub fn must_leak_by(&self, wanted: &[&str], code: i32, when: &str) -> Outcome {
+        let probes = self.report["probes"].as_array().expect("probes");
+        let leaks = probes.iter().filter(|it| it["verdict"] == "leaked");
+        let mut names: Vec<&str> = leaks.filter_map(|it| it["name"].as_str()).collect();
+        let mut wanted = wanted.to_vec();
+        names.sort_unstable();
+        wanted.sort_unstable();
+        match names == wanted && self.code == code {
+            true => Ok(()),
+            false => Err(Failed::from(format!(
+                "{when}: wanted leaks by {wanted:?} and {code}, got {names:?}: {self:#?}"
+            ))),
         }
     }
 }
@@ -198,6 +255,16 @@ impl Stage {
         })
     }
 
+    /// Runs `leaktest` in the same mounts, without disturbing anything.
+    pub fn leaktest(&self, mounts: &str) -> Result<Leaktest> {
+        let output = self.audit_with(mounts, &["--json", "leaktest"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Leaktest {
+            code: output.status.code().unwrap_or(-1),
+            report: serde_json::from_slice(&output.stdout).during(said)?,
+        })
+    }
+
     /// What another program does to the rules, in nft's words.
     pub fn nft(&self, script: &str) -> Result<()> {
         self.lab.client.feed("timeout", &["20", "nft", "-f", "-"], script)
@@ -211,9 +278,14 @@ impl Stage {
 
     /// Starts a program in the machine, and waits until it says a line.
     pub fn start(&self, program: &str, arguments: &[&str]) -> Result<Process> {
+        Self::start_in(&self.lab.client, program, arguments)
+    }
+
+    /// The same in another machine.
+    pub fn start_in(host: &Host, program: &str, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = self.lab.client.start(command)?;
+        let mut process = host.start(command)?;
         let out = process.child().stdout.take().ok_or_else(|| Error::new("no output"))?;
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line).during(program)?;
@@ -233,9 +305,14 @@ pub fn try_out(sabotage: &Sabotage) -> Outcome {
     if harm.impossible {
         return Ok(());
     }
-    let Finder::Audit(found) = sabotage.finder;
-    let mut wanted = [baseline, found].concat();
+    let mut wanted = [baseline, sabotage.finder.findings()].concat();
     wanted.sort_unstable();
     wanted.dedup();
-    stage.audit(&harm.mounts)?.must_find(&wanted, "after it")
+    stage.audit(&harm.mounts)?.must_find(&wanted, "after it")?;
+    let Some(probes) = sabotage.finder.probes() else { return Ok(()) };
+    let wanted = [sabotage.setting.leaks(), probes].concat();
+    stage.leaktest(&harm.mounts)?.must_leak_by(&wanted, LEAKED, "after it")
 }
+
+/// The exit status of `leaktest`.
+const LEAKED: i32 = 20;
