@@ -126,8 +126,8 @@ impl AsFd for Capture {
 const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
 const LOAD_LENGTH: u16 = 0x80;
-/// From the network header on, where the index register points. SKF_NET_OFF would not do: it reads
-/// the linear part of a frame alone, and a sender may leave the rest on pages.
+/// From the network header on, where the index register points. SKF_NET_OFF would not do: before
+/// Linux 6.16 it reads a frame's linear part alone, and a sender may leave the rest on pages.
 const NET_WORD: u16 = 0x40;
 const NET_HALF: u16 = 0x48;
 const NET_BYTE: u16 = 0x50;

@@ -310,8 +310,8 @@ fn while_it_runs(
     })
 }
 
-/// Of a frame of a page or more only Ethernet's header is in the kernel's linear buffer, where some
-/// filters look.
+/// Of a frame of a page or more only Ethernet's header is in the kernel's linear buffer, where filters
+/// that look by SKF_NET_OFF see no more of it before Linux 6.16.
 fn a_frame_on_pages_is_seen() -> Outcome {
     let locked = LockedLab::new()?;
     locked.lock()?;
