@@ -20,7 +20,7 @@ CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/con
 
 CARGO_TEST := $(CARGO) test $(LAB) --lib --bins --tests
 
-.PHONY: demo test test-long test-packages test-vm test-vm-long vm-images test-initrd bench check release install \
+.PHONY: demo test test-long test-browser test-packages test-vm test-vm-long vm-images test-initrd bench check release install \
 	deb rpm package-deps deps clean
 
 demo: deps
@@ -55,6 +55,11 @@ VM_SUITES ?= bookworm trixie sid
 test-vm test-vm-long: deps deb vm-images
 	VM_SUITES="$(VM_SUITES)" $(CARGO) test $(LAB) --test vm -- --nocapture $(VM) \
 	$(if $(findstring long,$@),--include-ignored)
+
+# The pages of leaktest and evidence in Chromium, without a display and without a network.
+test-browser: deps
+	packaging/build-deps browser
+	tests/browser/run
 
 vm-images:
 	packaging/build-deps vm

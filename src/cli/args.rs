@@ -237,8 +237,9 @@ pub struct Explain {
     /// The packet in words.
     #[command(flatten)]
     pub words: Words,
-    /// A line that shows the packet, of tcpdump, tshark, `killswitch monitor` or the kernel's LOG; -
-    /// reads lines from standard input. What the line does not tell may be said besides.
+    /// A line that shows the packet, of tcpdump, tshark, `killswitch monitor`, `killswitch leaktest`
+    /// or the kernel's LOG; - reads lines from standard input. What the line does not tell may be
+    /// said besides.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["to", "from", "proto", "port", "sport", "icmp_type"])]
     pub line: Option<String>,
 }

@@ -36,12 +36,12 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
         false => run::passive(subject, least(options), &mut tell)?,
     };
-    if let Some(page) = page {
-        page.write(&report)?;
-    }
     match arguments.json {
         true => json(&report),
         false => show(&report).iter().for_each(|line| say(line)),
+    }
+    if let Some(page) = page {
+        page.write(&report)?;
     }
     Ok(exit_status(report.verdict))
 }
@@ -154,8 +154,15 @@ fn progress() -> impl FnMut(&str) {
 fn subject(arguments: &Arguments) -> Result<(Subject, bool), Failure> {
     let (status, policy) = status::read_within(arguments, status::PATIENCE)?;
     let live = lock::read()?;
-    let files = config::load(&arguments.config).map(|it| it.files);
-    let files = files.unwrap_or_else(|_| vec![arguments.config.clone()]);
+    let files = match config::load(&arguments.config) {
+        Ok(config) => config.files,
+        // What was allowed when the lock was closed is not known: everything would be a leak.
+        Err(error) if status.locked && status.state == State::Damaged => {
+            let help = "the test judges by the configuration: mend it, see `killswitch check`";
+            return Err(Failure::from(error).helped(help));
+        }
+        Err(_) => vec![arguments.config.clone()],
+    };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let state = serde_json::to_value(status.state).unwrap_or_default();
     let machine = Machine {
@@ -201,9 +208,10 @@ impl<'a> Page<'a> {
     /// Before the test, so that nobody waits for a report that cannot be written. Root's alone: it
     /// has addresses in it.
     fn open(place: &'a Path) -> Result<Self, Failure> {
-        let fail = |error: std::io::Error| {
-            Failure::new(FAILED, format!("{}: cannot be written: {error}", place.display()))
-        };
+        let fail = |error| cannot_be_written(place, error);
+        if place.is_dir() {
+            return Err(fail(ErrorKind::IsADirectory.into()));
+        }
         let mut name = place.as_os_str().to_owned();
         name.push(format!(".{}", std::process::id()));
         let beside = PathBuf::from(name);
@@ -212,10 +220,15 @@ impl<'a> Page<'a> {
     }
 
     fn write(mut self, report: &Report) -> Result<(), Failure> {
-        self.file.write_all(html::page(report).as_bytes())?;
-        self.file.sync_all()?;
-        Ok(std::fs::rename(&self.beside, self.place)?)
+        let written = self.file.write_all(html::page(report).as_bytes());
+        let synced = written.and_then(|()| self.file.sync_all());
+        let moved = synced.and_then(|()| std::fs::rename(&self.beside, self.place));
+        moved.map_err(|error| cannot_be_written(self.place, error))
     }
+}
+
+fn cannot_be_written(place: &Path, error: std::io::Error) -> Failure {
+    Failure::new(FAILED, format!("{}: cannot be written: {error}", place.display()))
 }
 
 impl Drop for Page<'_> {
@@ -228,6 +241,8 @@ impl Drop for Page<'_> {
 /// The verdict first.
 fn show(report: &Report) -> Vec<String> {
     let mut lines = vec![styled(style(report.verdict), &harmless(&report.summary))];
+    let degraded = report.machine.degraded.iter();
+    lines.extend(degraded.map(|it| styled(Style::Yellow, &format!("degraded: {}", harmless(it)))));
     let width = report.probes.iter().map(|it| it.name.len()).max().unwrap_or_default();
     if !report.probes.is_empty() {
         lines.push(String::new());
@@ -241,6 +256,15 @@ fn show(report: &Report) -> Vec<String> {
         lines.push(String::new());
         lines.push("not looked at:".into());
         lines.extend(report.limits.iter().map(|it| format!("  {}", harmless(it))));
+    }
+    if report.verdict == Verdict::Leaked && !report.probes.is_empty() {
+        lines.push(String::new());
+        lines.push(
+            "next: `killswitch lock` mends the lock, `killswitch audit` says what goes".into(),
+        );
+        lines.push(
+            "round it, `killswitch explain --line -` what should have stopped a frame".into(),
+        );
     }
     lines
 }

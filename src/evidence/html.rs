@@ -12,13 +12,11 @@ const DETAILS: usize = 2000;
 pub fn page(entries: &[Map<String, Value>], head: Option<&str>, broken: Option<&str>) -> String {
     let heading = match (broken, head) {
         (Some(why), _) => html::headline(Tone::Bad, "Evidence", "Broken", why),
-        (None, head) => {
-            let upto = format!(
-                "Every entry follows from the one before, up to {}.",
-                head.unwrap_or("none")
-            );
+        (None, Some(head)) => {
+            let upto = format!("Every entry follows from the one before, up to {head}.");
             html::headline(Tone::Good, "Evidence", "Whole", &upto)
         }
+        (None, None) => html::headline(Tone::Good, "Evidence", "Whole", "Nothing is recorded yet."),
     };
     let rows: Vec<Vec<Markup>> = entries.iter().map(row).collect();
     let columns = ["#Number", "Time (UTC)", "Event", "Details", "Follows"];

@@ -1,9 +1,9 @@
 //! A packet from a line of text: what `tcpdump` and `tshark` print of one, `killswitch monitor` of one
-//! that was blocked, and the kernel's LOG. Pure.
+//! that was blocked, `killswitch leaktest` of one that leaked, and the kernel's LOG. Pure.
 //!
 //! Strict: a line that is not understood is refused, and what it does not tell is said to be assumed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
@@ -40,6 +40,9 @@ pub fn read(line: &str) -> Result<Read, String> {
         return log(line);
     }
     let tokens: Vec<&str> = line.split_whitespace().collect();
+    if let Some(read) = leaktest(&tokens) {
+        return Ok(read);
+    }
     match tokens.iter().position(|&token| is_arrow(token)) {
         Some(at) => tshark(&tokens, at),
         None => tcpdump(&tokens),
@@ -82,8 +85,61 @@ impl Read {
     }
 }
 
+/// `81 bytes on eth0: udp 192.168.1.5:40000 -> 1.1.1.1:53`, with or without what is before the
+/// protocol. `None`: it is none of these.
+fn leaktest(tokens: &[&str]) -> Option<Read> {
+    let mut read = new(Words::default());
+    let mut rest = tokens;
+    if let [_, "bytes", "on", link, after @ ..] = tokens {
+        read.words.out = Some(link.strip_suffix(':')?.to_owned());
+        rest = after;
+    }
+    let words = &mut read.words;
+    match rest {
+        [name @ ("tcp" | "udp"), from, "->", to] => {
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().ok()?, to.parse().ok()?);
+            (words.from, words.to) = (Some(from.ip()), Some(to.ip()));
+            (words.sport, words.port) = (from.port(), Some(to.port()));
+            words.proto = if *name == "tcp" { 6 } else { 17 };
+            read.assume_first();
+        }
+        ["icmp", "type", kind, from, "->", to] => {
+            (words.from, words.to) = (from.parse().ok(), to.parse().ok());
+            words.proto = if words.to?.is_ipv4() { 1 } else { 58 };
+            words.icmp_type = Some(number(kind)?);
+        }
+        ["ip", "protocol", name, from, "->", to] => {
+            (words.from, words.to) = (from.parse().ok(), Some(to.parse().ok()?));
+            words.proto = number(name)?;
+        }
+        ["frame", "of", "type", kind] => {
+            let kind = u16::from_str_radix(kind.strip_prefix("0x")?, 16).ok()?;
+            frame(words, kind);
+        }
+        _ => return None,
+    }
+    Some(read)
+}
+
+/// A line of `tcpdump -e` as it is without -e.
+fn without_hardware<'a>(tokens: &[&'a str]) -> Option<Vec<&'a str>> {
+    let at = tokens.iter().position(|it| *it == "ethertype")?;
+    let before = tokens.get(..at.checked_sub(3)?).filter(|_| tokens[at - 2] == ">")?;
+    let name = match *tokens.get(at + 1)? {
+        "IPv4" => "IP",
+        "IPv6" => "IP6",
+        "ARP" => "ARP,",
+        _ => return None,
+    };
+    // "(0x0800), length 71:"
+    let after = tokens.get(at + 5..).filter(|_| tokens[at + 3] == "length")?;
+    Some([before, &[name], after].concat())
+}
+
 /// `12:00:00.1 eth0 Out IP 192.168.1.5.40000 > 1.1.1.1.53: 1234+ A? example.org. (29)`
 fn tcpdump(tokens: &[&str]) -> Result<Read, String> {
+    let bare = without_hardware(tokens);
+    let tokens = bare.as_deref().unwrap_or(tokens);
     let is_time = |token: &&&str| {
         token.starts_with(|it: char| it.is_ascii_digit())
             && token.bytes().all(|byte| byte.is_ascii_digit() || b":.-".contains(&byte))

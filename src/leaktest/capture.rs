@@ -125,15 +125,25 @@ impl AsFd for Capture {
 // linux/filter.h, linux/bpf_common.h
 const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
+const LOAD_LENGTH: u16 = 0x80;
+/// From the network header on, where the index register points. SKF_NET_OFF would not do: before
+/// Linux 6.16 it reads a frame's linear part alone, and a sender may leave the rest on pages.
+const NET_WORD: u16 = 0x40;
+const NET_HALF: u16 = 0x48;
+const NET_BYTE: u16 = 0x50;
+const SET_INDEX: u16 = 0x01;
+const TO_INDEX: u16 = 0x07;
+const EQUAL: u16 = 0x15;
+const EQUAL_INDEX: u16 = 0x1d;
 const AND: u16 = 0x54;
 const RETURN: u16 = 0x06;
 const SKF_AD: u32 = -0x1000_i32 as u32;
 const PROTOCOL: u32 = SKF_AD;
 const PKTTYPE: u32 = SKF_AD + 4;
 const IFINDEX: u32 = SKF_AD + 8;
-/// SKF_NET_OFF: from the network header on, whatever the link's header is.
-const NET: u32 = -0x10_0000_i32 as u32;
+const HATYPE: u32 = SKF_AD + 28;
+/// The bytes of Ethernet's header.
+const ETHERNET: u32 = 14;
 
 /// One question of a filter: how a value, masked, must be.
 struct Question {
@@ -152,9 +162,22 @@ fn is(load: u16, at: u32, value: u32) -> Question {
     Question { load: (load, at), mask: u32::MAX, test: Test::Is(value) }
 }
 
+impl Question {
+    /// A frame so long can be asked. What asks beyond its end is not answered by no: the whole filter
+    /// ends there, and shows nothing.
+    fn length(&self) -> u32 {
+        let (load, at) = self.load;
+        match load {
+            NET_WORD => ETHERNET + at + 4,
+            NET_HALF => ETHERNET + at + 2,
+            NET_BYTE => ETHERNET + at + 1,
+            _ => 0,
+        }
+    }
+}
+
 /// Instructions that return `verdict` if all questions are answered by yes, and go on otherwise.
 fn if_all(questions: &[Question], verdict: u32) -> Vec<SockFilter> {
-    const EQUAL: u16 = 0x15;
     const GREATER: u16 = 0x25;
     const NOT_LESS: u16 = 0x35;
     let mut code = vec![SockFilter::new(RETURN, 0, 0, verdict)];
@@ -171,7 +194,32 @@ fn if_all(questions: &[Question], verdict: u32) -> Vec<SockFilter> {
             (SockFilter::new(load, 0, 0, at), SockFilter::new(AND, 0, 0, question.mask));
         code.splice(0..0, [load, mask, test]);
     }
+    let length = questions.iter().map(Question::length).max().unwrap_or_default();
+    let over = u8::try_from(code.len()).unwrap_or(u8::MAX);
+    let long_enough =
+        [SockFilter::new(LOAD_LENGTH, 0, 0, 0), SockFilter::new(NOT_LESS, 0, over, length)];
+    code.splice(0..0, long_enough);
     code
+}
+
+/// Sets the index register to the network header's place, and shows Ethernet's frames whose type on
+/// the wire is not the one that the kernel was told.
+fn find_network_header(take: u32) -> Vec<SockFilter> {
+    const ARPHRD_ETHER: u32 = 1;
+    const AT_LEAST: u16 = 0x35;
+    vec![
+        SockFilter::new(SET_INDEX, 0, 0, 0),
+        SockFilter::new(LOAD_WORD, 0, 0, HATYPE),
+        SockFilter::new(EQUAL, 0, 8, ARPHRD_ETHER),
+        SockFilter::new(LOAD_LENGTH, 0, 0, 0),
+        SockFilter::new(AT_LEAST, 0, 4, ETHERNET),
+        SockFilter::new(LOAD_HALF, 0, 0, 12),
+        SockFilter::new(TO_INDEX, 0, 0, 0),
+        SockFilter::new(LOAD_WORD, 0, 0, PROTOCOL),
+        SockFilter::new(EQUAL_INDEX, 1, 0, 0),
+        SockFilter::new(RETURN, 0, 0, take),
+        SockFilter::new(SET_INDEX, 0, 0, ETHERNET),
+    ]
 }
 
 /// Shows canaries; drops what comes in, loopback, what else the tunnel carries, and what is plainly
@@ -182,13 +230,14 @@ fn filter(policy: &Policy, tunnel: Option<u32>) -> Vec<SockFilter> {
     const TAKE: u32 = u32::MAX;
     let mut code = vec![
         SockFilter::new(LOAD_WORD, 0, 0, PKTTYPE),
-        SockFilter::new(0x15, 1, 0, OUTGOING),
+        SockFilter::new(EQUAL, 1, 0, OUTGOING),
         SockFilter::new(RETURN, 0, 0, 0),
     ];
     code.extend(if_all(&[is(LOAD_WORD, IFINDEX, LOOPBACK)], 0));
+    code.extend(find_network_header(TAKE));
     for (version, hops) in [(IPV4, 8), (IPV6, 7)] {
         let protocol = is(LOAD_HALF, PROTOCOL, version.into());
-        code.extend(if_all(&[protocol, is(LOAD_BYTE, NET + hops, HOPS.into())], TAKE));
+        code.extend(if_all(&[protocol, is(NET_BYTE, hops, HOPS.into())], TAKE));
     }
     code.extend(tunnel.into_iter().flat_map(|it| if_all(&[is(LOAD_WORD, IFINDEX, it)], 0)));
     // Outside the tunnel its address is a leak whatever it is for.
@@ -235,26 +284,26 @@ impl Places {
         let (net, masks) = (octets(net.network()), octets(net.netmask()));
         let words = net.chunks_exact(4).map(word).zip(masks.chunks_exact(4).map(word));
         let mut questions = vec![is(LOAD_HALF, PROTOCOL, self.version.into())];
-        for (at, (value, mask)) in (NET + at..).step_by(4).zip(words) {
-            questions.push(Question { mask, ..is(LOAD_WORD, at, value) });
+        for (at, (value, mask)) in (at..).step_by(4).zip(words) {
+            questions.push(Question { mask, ..is(NET_WORD, at, value) });
         }
         questions
     }
 
     /// Of this protocol, its ports where they are looked for.
     fn carries(&self, protocol: u8) -> Vec<Question> {
-        let mut questions = vec![is(LOAD_BYTE, NET + self.protocol, protocol.into())];
+        let mut questions = vec![is(NET_BYTE, self.protocol, protocol.into())];
         if self.version == IPV4 {
             // No options, and no fragment.
-            questions.push(is(LOAD_BYTE, NET, 0x45));
-            questions.push(Question { mask: 0x3fff, ..is(LOAD_HALF, NET + 6, 0) });
+            questions.push(is(NET_BYTE, 0, 0x45));
+            questions.push(Question { mask: 0x3fff, ..is(NET_HALF, 6, 0) });
         }
         questions
     }
 
     /// To a port of this range.
     fn to_ports(&self, first: u16, last: u16) -> [Question; 2] {
-        let port = |test| Question { test, ..is(LOAD_HALF, NET + self.data + 2, 0) };
+        let port = |test| Question { test, ..is(NET_HALF, self.data + 2, 0) };
         [port(Test::AtLeast(first.into())), port(Test::AtMost(last.into()))]
     }
 }
@@ -267,7 +316,7 @@ fn outer_packet(server: &Server) -> Vec<Question> {
     questions.extend(places.carries(UDP));
     questions.extend(places.to_ports(port, port));
     // Type 1 to 4, and three zeros.
-    let message = |test| Question { test, ..is(LOAD_WORD, NET + places.data + 8, 0) };
+    let message = |test| Question { test, ..is(NET_WORD, places.data + 8, 0) };
     questions.push(Question { mask: 0x00ff_ffff, ..message(Test::Is(0)) });
     questions.push(message(Test::AtLeast(0x0100_0000)));
     questions.push(message(Test::AtMost(0x0400_0000)));

@@ -24,6 +24,7 @@ pub const UDP: u8 = 17;
 /// ICMPv6.
 pub const ICMPV6: u8 = 58;
 const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
 
 /// A frame as the link got it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,13 +118,18 @@ impl<'a> Packet<'a> {
         Some(packet)
     }
 
-    /// Hop-by-hop options, routing, fragment, destination options (RFC 8200, 4).
+    /// Hop-by-hop options, routing, fragment, authentication, destination options (RFC 8200, 4). Those
+    /// of a later fragment are the first one's matter.
     fn step_over_extensions(&mut self) {
-        while let (0 | 43 | FRAGMENT | 60, &[next, length, a, b, ..]) =
-            (self.protocol, self.payload)
+        while let (false, 0 | 43 | FRAGMENT | AUTHENTICATION | 60, &[next, length, a, b, ..]) =
+            (self.later_fragment, self.protocol, self.payload)
         {
             let fragment = self.protocol == FRAGMENT;
-            let length = if fragment { 8 } else { (usize::from(length) + 1) * 8 };
+            let length = match self.protocol {
+                FRAGMENT => 8,
+                AUTHENTICATION => (usize::from(length) + 2) * 4,
+                _ => (usize::from(length) + 1) * 8,
+            };
             self.extended = true;
             self.later_fragment |= fragment && u16::from_be_bytes([a, b]) >> 3 != 0;
             self.payload = self.payload.get(length..).unwrap_or_default();
@@ -136,6 +142,15 @@ impl<'a> Packet<'a> {
         let &[a, b, c, d, ..] = self.payload else { return None };
         let ports = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         (matches!(self.protocol, TCP | UDP) && !self.later_fragment).then_some(ports)
+    }
+
+    /// What it is for cannot be read where it should stand: its ports, or what follows its extension
+    /// headers.
+    pub fn is_cut(&self) -> bool {
+        let extension = matches!(self.protocol, 0 | 43 | FRAGMENT | 60)
+            || self.protocol == AUTHENTICATION && self.source.is_ipv6();
+        let portless = matches!(self.protocol, TCP | UDP) && self.ports().is_none();
+        !self.later_fragment && (portless || extension)
     }
 
     /// What a UDP datagram carries.

@@ -122,7 +122,7 @@ fn allowing_key(policy: &Policy, packet: &Packet<'_>) -> Option<&'static str> {
     if policy.lan_dns.contains(&packet.destination) {
         return Some("allow.lan_dns");
     }
-    if in_lan && !asks_names {
+    if in_lan && !asks_names && !packet.is_cut() {
         return Some("allow.lan");
     }
     if reports_groups(packet) && has_family(policy, packet.destination) {
@@ -154,11 +154,14 @@ fn has_family(policy: &Policy, address: IpAddr) -> bool {
 fn reports_groups(packet: &Packet<'_>) -> bool {
     let kind = packet.payload.first();
     packet.hops == 1
-        && packet.destination.is_multicast()
-        && match packet.protocol {
-            IGMP => true,
-            ICMPV6 => matches!(kind, Some(131 | 132 | 143)),
-            _ => false,
+        && match packet.destination {
+            IpAddr::V4(to) => to.is_multicast() && packet.protocol == IGMP,
+            // RFC 4291, 2.7: to the link's own groups.
+            IpAddr::V6(to) => {
+                to.segments()[0] == 0xff02
+                    && packet.protocol == ICMPV6
+                    && matches!(kind, Some(131 | 132 | 143))
+            }
         }
 }
 
@@ -226,6 +229,40 @@ mod tests {
         assert_eq!(to("192.0.2.1", 123), Allowed("allow.ntp"));
         assert_eq!(to("192.0.2.1", 124), Leaked);
         assert_eq!(to("1.1.1.1", 443), Leaked);
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_a_name_look_up() {
+        let policy = Policy { lan: vec!["fd00:1::/64".parse().unwrap()], ..policy() };
+        let judged = |next: u8, rest: &[u8]| {
+            let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64, 0x20, 1];
+            bytes.extend([0; 14]);
+            bytes.extend([0xfd, 0, 0, 1]);
+            bytes.extend([0; 11]);
+            bytes.push(9);
+            bytes.extend(rest);
+            judge(&policy, &Frame { ethertype: IPV6, ethernet: true, payload: &bytes })
+        };
+        let udp = |port: u8| [9, 9, 0, port, 0, 8, 0, 0];
+        let behind = |header: [u8; 8], port| [header, udp(port)].concat();
+        assert_eq!(judged(UDP, &udp(80)), Allowed("allow.lan"));
+        assert_eq!(judged(UDP, &udp(53)), Leaked);
+        assert_eq!(judged(UDP, &udp(80)[..3]), Leaked);
+        for header in [0, 43, 60] {
+            assert_eq!(
+                judged(header, &behind([UDP, 0, 0, 0, 0, 0, 0, 0], 80)),
+                Allowed("allow.lan")
+            );
+            assert_eq!(judged(header, &behind([UDP, 0, 0, 0, 0, 0, 0, 0], 53)), Leaked);
+            assert_eq!(judged(header, &[UDP, 9, 0, 0]), Leaked);
+        }
+        // RFC 4302: 12 bytes have the length 1.
+        let authenticated = |port| [&[UDP, 1][..], &[0; 10], &udp(port)].concat();
+        assert_eq!(judged(51, &authenticated(80)), Allowed("allow.lan"));
+        assert_eq!(judged(51, &authenticated(53)), Leaked);
+        let fragment = |offset: u8| behind([UDP, 0, 0, offset, 0, 0, 0, 0], 53);
+        assert_eq!(judged(44, &fragment(1)), Leaked);
+        assert_eq!(judged(44, &fragment(8)), Allowed("allow.lan"));
     }
 
     #[test]

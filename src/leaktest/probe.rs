@@ -96,14 +96,18 @@ struct Planner<'a> {
     here: &'a Surroundings,
     links: Vec<Link>,
     plan: Plan,
+    /// Probes that have nothing to send.
+    idle: Vec<&'static str>,
 }
 
 /// What a machine with these surroundings can try. `lasting`: also sockets that are open from now on.
 pub fn plan(run: &Run, policy: &Policy, here: &Surroundings, lasting: bool) -> Plan {
     let mut links = here.watched(policy);
     links.retain(|link| link.up);
+    // Where there are too many, those that lead to the world.
+    links.sort_by_key(|link| here.routers.iter().all(|it| it.0 != link.index));
     let plan = Plan { probes: Vec::new(), limits: Vec::new(), guest: None };
-    let mut planner = Planner { run, here, links, plan };
+    let mut planner = Planner { run, here, links, plan, idle: Vec::new() };
     planner.as_routed();
     planner.names();
     planner.by_each_link();
@@ -113,6 +117,7 @@ pub fn plan(run: &Run, policy: &Policy, here: &Surroundings, lasting: bool) -> P
     if lasting {
         planner.older_sockets();
     }
+    planner.own_up();
     planner.plan
 }
 
@@ -126,13 +131,26 @@ impl Planner<'_> {
         let number = u8::try_from(self.plan.probes.len()).unwrap_or(u8::MAX);
         let shots = shots(self, self.run.token(number));
         if shots.is_empty() {
-            let why = format!("{name}: not tried: this machine has nothing to send it by or to");
-            self.plan.limits.push(why);
+            self.idle.push(name);
             return;
         }
         let (sent, refused, failed) = (0, 0, None);
         let probe = Probe { name, title, threats, number, shots, sent, refused, failed };
         self.plan.probes.push(probe);
+    }
+
+    /// What was left out.
+    fn own_up(&mut self) {
+        if !self.idle.is_empty() {
+            let names = self.idle.join(", ");
+            let why = "this machine has no link, address, router or server for it";
+            self.plan.limits.push(format!("{names}: not tried: {why}"));
+        }
+        let more = self.links.len().saturating_sub(LINKS);
+        if more > 0 {
+            let why = format!("nothing was sent by {more} of {} links, only", self.links.len());
+            self.plan.limits.push(format!("{why} watched what others send"));
+        }
     }
 
     /// To both families, as routed.
@@ -359,7 +377,7 @@ impl Planner<'_> {
         });
         self.plan.guest = guest;
         if let Err(error) = made {
-            self.plan.limits.pop();
+            self.idle.pop();
             let why = format!("no namespace of its own: {error}");
             let number = u8::try_from(self.plan.probes.len()).unwrap_or(u8::MAX);
             let (name, threats) = ("forwarded", &[12][..]);

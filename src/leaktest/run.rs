@@ -54,6 +54,8 @@ pub struct Test {
     pub(super) limits: Vec<String>,
     /// Packets that the lock dropped, as it counts them.
     blocked: Option<u64>,
+    /// There was a link by which something could have left.
+    exposed: bool,
     sampled: Option<Instant>,
     /// By which it ends before its time.
     signals: Option<SignalFd>,
@@ -94,6 +96,7 @@ impl Test {
             phases: Phases::default(),
             limits,
             blocked: None,
+            exposed: false,
             sampled: None,
             signals: None,
         };
@@ -220,6 +223,7 @@ impl Test {
         self.sample_lock(now);
         // Last, since there may be more of them than the report has room for.
         for link in self.here.watched(&self.subject.policy) {
+            self.exposed |= link.up && link.running;
             let state = match (link.up, link.running) {
                 (true, true) => (Level::Good, "up"),
                 (true, false) => (Level::Away, "no carrier"),
@@ -263,15 +267,20 @@ impl Test {
         let mut tried: Vec<Tried> =
             probes.iter().zip(self.seen).map(|(probe, seen)| conclude(probe, seen, lost)).collect();
         tried.push(everybody_else(others, lost));
+        let doubt = match (self.subject.damaged, self.exposed) {
+            (true, _) => Some("the lock is damaged: `killswitch status` says how"),
+            (_, false) => Some("no link to a network is up, so that nothing could: connect first"),
+            _ => None,
+        };
         let verdict = match overall(&tried) {
-            Verdict::Held if self.subject.damaged => Verdict::CannotTell,
+            Verdict::Held if doubt.is_some() => Verdict::CannotTell,
             verdict => verdict,
         };
         self.limits.extend(self.bands.left_out());
         bounded(Report {
             format: FORMAT,
             verdict,
-            summary: summary(verdict, &tried, self.subject.damaged),
+            summary: summary(verdict, &tried, doubt),
             began: self.began,
             duration_ms: end,
             disrupted,
@@ -380,7 +389,9 @@ pub fn open(subject: Subject) -> Report {
     bounded(Report {
         format: FORMAT,
         verdict: Verdict::Leaked,
-        summary: "not locked: everything leaves in clear; nothing was sent".into(),
+        summary:
+            "not locked: everything leaves in clear; nothing was sent. `killswitch lock` locks"
+                .into(),
         began,
         duration_ms: 0,
         disrupted: false,
@@ -428,22 +439,24 @@ fn everybody_else(seen: Seen, lost: u32) -> Tried {
     }
 }
 
-fn summary(verdict: Verdict, tried: &[Tried], damaged: bool) -> String {
+/// `doubt`: why nothing that is seen is no proof.
+fn summary(verdict: Verdict, tried: &[Tried], doubt: Option<&str>) -> String {
     let ways = tried.len() - 1;
     let of = |wanted: Verdict| -> Vec<&str> {
         tried.iter().filter(|it| it.verdict == wanted).map(|it| it.name.as_str()).collect()
     };
     match verdict {
         Verdict::Leaked => {
-            let frames: u64 = tried.iter().map(|it| it.leaked).sum();
-            format!("it leaks: {frames} frames came out by {}", of(Verdict::Leaked).join(", "))
+            let frames = match tried.iter().map(|it| it.leaked).sum() {
+                1_u64 => "1 frame".into(),
+                frames => format!("{frames} frames"),
+            };
+            format!("it leaks: {frames} came out by {}", of(Verdict::Leaked).join(", "))
         }
-        Verdict::CannotTell if of(Verdict::CannotTell).is_empty() && damaged => {
-            "nothing came out, but the lock is damaged: `killswitch status` says how".into()
-        }
-        Verdict::CannotTell => {
-            format!("cannot tell: {} could not be judged", of(Verdict::CannotTell).join(", "))
-        }
+        Verdict::CannotTell => match (&of(Verdict::CannotTell)[..], doubt) {
+            ([], Some(doubt)) => format!("cannot tell: nothing came out, but {doubt}"),
+            (some, _) => format!("cannot tell: {} could not be judged", some.join(", ")),
+        },
         Verdict::Held | Verdict::Allowed => match of(Verdict::Allowed)[..] {
             [] => format!("it holds: {ways} ways out were tried, and nothing came out"),
             ref allowed => format!(

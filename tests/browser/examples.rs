@@ -1,5 +1,6 @@
 //! Reports as a test may find them.
 
+use killswitch::evidence::{Record, What};
 use killswitch::leaktest::report::{
     BUCKETS, Band, BandKind, FRAMES, Frame, Level, Machine, Phase, Probe, Report, SPANS, Span,
     Traffic, Verdict,
@@ -322,4 +323,41 @@ fn probes() -> Vec<Probe> {
     probes[12].reason =
         Some("this kernel cannot make a namespace: Operation not permitted (os error 1)".into());
     probes
+}
+
+/// The end of [`journal`], as `killswitch evidence verify` prints it.
+pub const HEAD: &str = "6:9d4e1e6b7a0c3f52c1d8e7f60a9b8c7d6e5f4a3b2c1d0e9f8a7b6c5d4e3f2a1b";
+
+/// A journal; what others chose in it is hostile.
+pub fn journal() -> Vec<serde_json::Map<String, serde_json::Value>> {
+    let hostile = "<script>alert(1)</script>\u{202e}\u{1b}[2J";
+    let hash = "3f0a5b1f1c0f6d6f0a7c1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f";
+    let happened = [
+        What::DaemonStarted { version: "0.1.0".into(), ruleset: hash.into() },
+        What::State {
+            state: "connected".into(),
+            tunnel: "connected".into(),
+            locked: true,
+            intact: true,
+        },
+        What::Degraded { reason: "w".repeat(300) },
+        What::Tampered { layer: "tables".into(), pid: Some(4711), process: Some(hostile.into()) },
+        What::Repaired { repairs: 1 },
+        What::Failed { what: hostile.into(), why: "No space left on device (os error 28)".into() },
+    ];
+    let entry = |(before, what): (u64, What)| {
+        let record = Record {
+            time: 1_790_000_000,
+            boot_id: "6f1c0e0a-5f5d-4d0b-9a53-0d6cfb8f3a52".into(),
+            boottime_us: 81_000_000,
+            writer: 812,
+            what,
+        };
+        let value = serde_json::to_value(record).expect("a record");
+        let mut entry = value.as_object().expect("an object").clone();
+        entry.insert("seq".into(), (before + 1).into());
+        entry.insert("previous".into(), hash.into());
+        entry
+    };
+    (0..).zip(happened).map(entry).collect()
 }

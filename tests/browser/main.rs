@@ -5,6 +5,7 @@ mod examples;
 
 use std::path::Path;
 
+use killswitch::evidence;
 use killswitch::html;
 use killswitch::leaktest::html::page;
 use killswitch::leaktest::report::{Probe, Report};
@@ -28,16 +29,30 @@ fn the_examples_are_written_for_the_browser() {
     let folder = std::env::var_os("KILLSWITCH_PAGES").map_or_else(elsewhere, Into::into);
     std::fs::create_dir_all(&folder).expect("a folder");
     for (name, report) in examples() {
-        std::fs::write(folder.join(format!("{name}.html")), page(&report)).expect("a page");
-        std::fs::write(folder.join(format!("{name}.json")), words(&report)).expect("words");
+        write(&folder, name, &page(&report), &titles(&report));
     }
+    let entries = examples::journal();
+    let words: Vec<String> = entries.iter().map(evidence::words::event).collect();
+    let whole = evidence::html::page(&entries, Some(examples::HEAD), None);
+    write(&folder, "evidence-whole", &whole, &words);
+    let why = "line 2 of 000001.jsonl: entry 2 follows no entry 1 that is there";
+    let broken = evidence::html::page(&entries, None, Some(why));
+    write(&folder, "evidence-broken", &broken, &[&words[..], &[why.into()]].concat());
+    let empty = evidence::html::page(&[], None, None);
+    write(&folder, "evidence-empty", &empty, &["Whole".into()]);
 }
 
-/// What the page must show, as the browser's test reads it: the titles of the first probes.
-fn words(report: &Report) -> String {
+/// `words`: what the page must show, as the browser's test reads it.
+fn write(folder: &Path, name: &str, page: &str, words: &[String]) {
+    std::fs::write(folder.join(format!("{name}.html")), page).expect("a page");
+    let words = serde_json::to_string(words).expect("words");
+    std::fs::write(folder.join(format!("{name}.json")), words).expect("words");
+}
+
+/// Of the first probes.
+fn titles(report: &Report) -> Vec<String> {
     let shown = |probe: &Probe| html::text(&probe.title, 300);
-    let titles: Vec<String> = report.probes.iter().take(50).map(shown).collect();
-    serde_json::to_string(&titles).expect("words")
+    report.probes.iter().take(50).map(shown).collect()
 }
 
 #[test]

@@ -41,7 +41,7 @@ type Seen = BTreeSet<(Place, Identity)>;
 
 /// An IP packet's destination, and its identification or flow label; of other frames, none and the
 /// sender's hardware address. The kernel sends packets of its own: a number alone might be theirs.
-type Identity = (Option<IpAddr>, u64);
+pub type Identity = (Option<IpAddr>, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
@@ -109,6 +109,15 @@ impl Machine {
             far,
             raw,
         })
+    }
+
+    /// Does something on the machine.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.host.run(work)
+    }
+
+    pub fn index_of(&self, link: Link) -> Result<u32> {
+        self.host.run(|| if_nametoindex(link.name))?.during(link.name)
     }
 
     /// Puts the lock in place of the last one.
@@ -331,11 +340,16 @@ fn learn_address(fd: &OwnedFd) -> Result<LinkAddr> {
     }
 }
 
-fn got_through(seen: &Seen, step: &Step, number: u16) -> bool {
-    let identity = match step.packet.body {
+/// As it is numbered.
+pub fn identity_of(packet: &Packet, number: u16) -> Identity {
+    match packet.body {
         Body::NotIp => (None, big_endian(&sender(number))),
-        _ => (Some(step.packet.destination), number.into()),
-    };
+        _ => (Some(packet.destination), number.into()),
+    }
+}
+
+fn got_through(seen: &Seen, step: &Step, number: u16) -> bool {
+    let identity = identity_of(&step.packet, number);
     match step.way {
         Way::Received(_) => seen.contains(&(Place::Input, identity)),
         Way::Sent(out) | Way::Frame(out) | Way::Forwarded(_, out) => {
@@ -517,7 +531,7 @@ fn identity_of_key(key: &[u8]) -> Option<Identity> {
 }
 
 /// Of a whole frame.
-fn identity(frame: &[u8]) -> Option<Identity> {
+pub fn identity(frame: &[u8]) -> Option<Identity> {
     let packet = frame.get(14..)?;
     Some(match u16::from_be_bytes([frame[12], frame[13]]) {
         IPV4 => (Some(address4(packet.get(16..20)?)?), big_endian(&packet[4..6])),

@@ -1,8 +1,11 @@
-//! Three judges on the same packets: the model, an oracle written from the design, the kernel.
+//! Three judges on the same packets: the model, an oracle written from the design, the kernel. The
+//! leak test's own judge, and the filter of its capture, must agree with them on every frame that
+//! leaves a machine without a lock.
 //!
 //! `JUDGES_PACKETS` (20000) and `JUDGES_SEED` may be set.
 
 mod kernel;
+mod leaktest;
 mod model;
 mod oracle;
 mod packet;
@@ -17,6 +20,7 @@ use killswitch::lab::harness::{self, Failed, Outcome};
 use killswitch::policy::Policy;
 
 use crate::kernel::Machine;
+use crate::leaktest::Watch;
 use crate::packet::{Body, ICMP, ICMPV6, Ports, REAL, TUNNEL, Way};
 use crate::packets::Step;
 
@@ -56,6 +60,8 @@ struct Trial {
     /// Of this pair of machines: conntrack remembers them.
     connections: BTreeSet<Connection>,
     differences: Vec<String>,
+    /// (not leaked, leaked), as the leak test says.
+    watched: [usize; 2],
 }
 
 /// Both ends and the protocol, whichever way.
@@ -73,6 +79,7 @@ impl Trial {
             tally: BTreeMap::new(),
             connections: BTreeSet::new(),
             differences: Vec::new(),
+            watched: [0, 0],
         })
     }
 
@@ -86,7 +93,10 @@ impl Trial {
         let policy = policies::policy(&mut self.dice);
         let steps = self.steps(&policy);
         self.locked.lock(&policy).map_err(|error| format!("{error}\n{policy:#?}"))?;
+        let mut watch = Watch::start(&self.open, &policy)?;
         let carried = self.open.carry(&steps, false)?;
+        self.differences.extend(watch.differences(&policy, &steps, &carried)?);
+        (0..2).for_each(|it| self.watched[it] += watch.told[it]);
         let (steps, wanted): (Vec<Step>, Vec<bool>) =
             oracle::decide(&policy, steps).into_iter().unzip();
         let passed = self.locked.carry(&steps, true)?;
@@ -139,8 +149,9 @@ impl Trial {
 
     fn conclude(self) -> Outcome {
         println!(
-            "{} policies, {} packets judged, {} more that no network carries; {:?}",
-            self.policies, self.judged, self.not_carried, self.tally
+            "{} policies, {} packets judged, {} more that no network carries; {:?}; \
+             by the leak test {:?}",
+            self.policies, self.judged, self.not_carried, self.tally, self.watched
         );
         if !self.differences.is_empty() {
             let shown: Vec<_> = self.differences.iter().take(5).cloned().collect();
@@ -149,6 +160,11 @@ impl Trial {
         }
         if self.not_carried * 3 > self.judged {
             return Err("too many packets never arrived even without a lock".into());
+        }
+        if self.watched.contains(&0) {
+            return Err(
+                format!("the leak test saw only one kind of frame: {:?}", self.watched).into()
+            );
         }
         for (way, [dropped, passed]) in self.tally {
             if dropped == 0 || passed == 0 {

@@ -26,6 +26,10 @@ pub const TESTS: &[Test] = &[
     ("what_the_configuration_allows_is_no_leak", what_the_configuration_allows_is_no_leak),
     ("a_damaged_lock_is_never_held", a_damaged_lock_is_never_held),
     ("a_link_that_comes_later_is_watched", a_link_that_comes_later_is_watched),
+    ("a_frame_on_pages_is_seen", a_frame_on_pages_is_seen),
+    ("without_a_link_nothing_is_proven", without_a_link_nothing_is_proven),
+    ("without_a_configuration_nothing_is_judged", without_a_configuration_nothing_is_judged),
+    ("links_that_are_not_tried_are_owned_up_to", links_that_are_not_tried_are_owned_up_to),
 ];
 
 /// What `leaktest --json` said.
@@ -278,29 +282,99 @@ fn a_link_that_comes_later_is_watched() -> Outcome {
     locked.lock()?;
     nft(&locked, "delete table netdev killswitch")?;
     let (client, trap) = (&locked.lab.client, locked.lab.trap.path());
-    let said = std::thread::scope(|scope| -> std::result::Result<Said, Failed> {
-        let said = scope.spawn(|| Said::of(&locked, &["--for", "5s"]));
-        eventually("the test captures", || {
-            let sockets = client.command("cat", &["/proc/net/packet"])?;
-            Ok(sockets.lines().count() > 1)
-        })?;
+    let said = while_it_runs(&locked, || {
         client.ip(&format!(
             "link add late index 78 type veth peer name trap netns {trap}\nlink set late up"
         ))?;
         locked.lab.trap.ip("link set trap up")?;
         let socket = PacketSocket::open(client, "late")?;
         let frame = [&[0xff; 6][..], &socket.address(), &[0x88, 0xb5], &[0; 46]].concat();
-        while !said.is_finished() {
-            // It may not be up yet.
-            let _ = socket.send(&frame);
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        said.join().map_err(|_| "the test panicked")?
+        Ok((socket, frame))
     })?;
     let everything = said.probe("everything-else");
     assert_eq!(everything["verdict"], "leaked", "{}", said.in_words());
     let frame = &everything["frames"][0];
     let wanted = ("late".into(), "frame of type 0x88b5".into());
     assert_eq!((frame["link"].clone(), frame["what"].clone()), wanted, "{}", said.in_words());
+    Ok(())
+}
+
+/// Sends a frame, made when it captures, again and again while the test runs.
+fn while_it_runs(
+    locked: &LockedLab,
+    make: impl FnOnce() -> Result<(PacketSocket, Vec<u8>)>,
+) -> std::result::Result<Said, Failed> {
+    std::thread::scope(|scope| {
+        let said = scope.spawn(|| Said::of(locked, &["--for", "5s"]));
+        eventually("the test captures", || {
+            let sockets = locked.lab.client.command("cat", &["/proc/net/packet"])?;
+            Ok(sockets.lines().count() > 1)
+        })?;
+        let (socket, frame) = make()?;
+        while !said.is_finished() {
+            // The link may not be up yet.
+            let _ = socket.send(&frame);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        said.join().map_err(|_| "the test panicked")?
+    })
+}
+
+/// Of a frame of a page or more only Ethernet's header is in the kernel's linear buffer, where filters
+/// that look by SKF_NET_OFF see no more of it before Linux 6.16.
+fn a_frame_on_pages_is_seen() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    nft(&locked, "delete table netdev killswitch")?;
+    let client = &locked.lab.client;
+    client.ip(&format!("link set {CLIENT_LINK} mtu 9000"))?;
+    let said = while_it_runs(&locked, || {
+        let socket = PacketSocket::open(client, CLIENT_LINK)?;
+        let header = [&[0xff; 6][..], &socket.address(), &[8, 0]].concat();
+        let packet = [0x45, 0, 0x1f, 0x40, 0, 0, 0, 0, 64, 253, 0, 0, 192, 168, 1, 50, 1, 1, 1, 1];
+        Ok((socket, [&header[..], &packet, &[0; 7980]].concat()))
+    })?;
+    let frame = &said.probe("everything-else")["frames"][0];
+    assert_eq!(frame["what"], "ip protocol 253 192.168.1.50 -> 1.1.1.1", "{}", said.in_words());
+    assert_eq!(frame["length"], 8014);
+    Ok(())
+}
+
+fn without_a_link_nothing_is_proven() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    locked.lab.client.ip(&format!("link set {CLIENT_LINK} down"))?;
+    let said = Said::of(&locked, &[])?;
+    assert_eq!((said.code, said.with("leaked")), (30, vec![]), "{}", said.in_words());
+    let summary = said.json["summary"].as_str().unwrap_or_default();
+    assert!(summary.contains("no link to a network is up"), "{summary}");
+    Ok(())
+}
+
+/// By the strictest lock all that the old one allows would be a leak.
+fn without_a_configuration_nothing_is_judged() -> Outcome {
+    let locked = LockedLab::new()?;
+    locked.lock()?;
+    locked.write("killswitch.toml", "what is this")?;
+    let output = locked.killswitch(&["leaktest"])?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{words}");
+    assert!(words.contains("judges by the configuration"), "{words}");
+    Ok(())
+}
+
+fn links_that_are_not_tried_are_owned_up_to() -> Outcome {
+    let locked = LockedLab::new()?;
+    let trap = locked.lab.trap.path();
+    for number in 1..=17 {
+        locked.lab.client.ip(&format!(
+            "link add more{number} type veth peer name far{number} netns {trap}
+             link set more{number} up"
+        ))?;
+    }
+    locked.lock()?;
+    let said = Said::of(&locked, &[])?;
+    let limits = said.json["limits"].to_string();
+    assert!(limits.contains("nothing was sent by 2 of 18 links"), "{limits}");
     Ok(())
 }
