@@ -347,12 +347,13 @@ pub fn passive(
     least: Duration,
     tell: &mut dyn FnMut(&str),
 ) -> io::Result<Report> {
-    const ROUNDS: u32 = 3;
-    const PAUSE: Duration = Duration::from_millis(800);
+    /// The second finds neighbours that the first had to ask for.
+    const ROUNDS: u32 = 2;
+    const PAUSE: Duration = Duration::from_millis(1200);
     /// For what waits for a neighbour's address, and is seen a little later.
     const END: Duration = Duration::from_secs(1);
     const EVERY: Duration = Duration::from_secs(2);
-    /// From the fourth round on.
+    /// From the third round on.
     const LATER: Duration = Duration::from_secs(2);
     let (mut test, mut probes, guest) = Test::begin(subject, false)?;
     tell(&format!("{} ways out are tried; nothing is disturbed", probes.len()));
