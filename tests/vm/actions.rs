@@ -93,6 +93,8 @@ pub fn suspend(stage: &mut Stage, elsewhere: Option<&Network>) -> Result<()> {
     sleep(Duration::from_secs(3));
     stage.machine.press("system_wakeup")?;
     stage.machine.wait_for_event("WAKEUP")?;
+    // Programs run again once the network card does.
+    stage.machine.run("true")?;
     elsewhere.map_or(Ok(()), |network| move_to(stage, network))
 }
 
