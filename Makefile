@@ -37,13 +37,15 @@ test: deps
 	wait $$containers; there=$$?; cat target/containers.log; exit $$((here + there))
 
 # What takes minutes: 10,000 reloads under a flood, the property tests at length, storms, and faults
-# in pairs and in 200 random sequences. The sequences mostly wait, so they run beside the reloads.
+# in pairs and in 200 random sequences, and the leak test ended at many moments. The sequences mostly
+# wait, so they run beside the reloads.
 test-long: deps
 	JUDGES_PACKETS=100000 $(CARGO) test $(LAB) --test judges
 	ENGINE_SEQUENCES=1000000 $(CARGO) test $(LAB) --test engine random
 	$(CARGO) test $(LAB) --test watch -- --ignored
-	$(CARGO) test $(LAB) --test threats_a --test daemon --no-run
-	FAULT_SEEDS=0..100 $(CARGO) test $(LAB) --test daemon -- --ignored sequences & first=$$!; \
+	$(CARGO) test $(LAB) --test threats_a --test daemon --test leaktest --no-run
+	{ $(CARGO) test $(LAB) --test leaktest -- --ignored && \
+	FAULT_SEEDS=0..100 $(CARGO) test $(LAB) --test daemon -- --ignored sequences; } & first=$$!; \
 	FAULT_SEEDS=100..200 $(CARGO) test $(LAB) --test daemon -- --ignored sequences & second=$$!; \
 	$(CARGO) test $(LAB) --test threats_a -- --ignored && \
 	$(CARGO) test $(LAB) --test daemon -- --ignored pairs && wait $$first && wait $$second
