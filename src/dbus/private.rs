@@ -24,10 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Listens from now on, within a tokio runtime.
 pub(super) fn serve(daemon: Daemon) -> io::Result<()> {
     let path = Path::new(SOCKET);
-    if let Some(directory) = path.parent()
-        && !directory.is_dir()
-    {
-        DirBuilder::new().mode(0o700).create(directory)?;
+    if let Some(directory) = path.parent() {
+        // Whoever keeps evidence may make it at the same moment.
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
