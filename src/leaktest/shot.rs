@@ -183,10 +183,10 @@ pub fn packet_socket(link: &str) -> io::Result<Option<(Socket, [u8; 6])>> {
 /// Refusals are answers, too: of a rule, a route, a link that is down or gone.
 fn fired(outcome: io::Result<()>) -> Fired {
     use Errno::{
-        EACCES, EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETDOWN,
-        ENETUNREACH, ENOBUFS, ENODEV, ENXIO, EPERM,
+        EACCES, EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, ECONNRESET, EDESTADDRREQ, EHOSTUNREACH,
+        ENETDOWN, ENETUNREACH, ENOBUFS, ENODEV, ENOKEY, ENXIO, EPERM,
     };
-    const ANSWERS: [Errno; 12] = [
+    const ANSWERS: [Errno; 14] = [
         EPERM,
         EACCES,
         ENETUNREACH,
@@ -199,6 +199,9 @@ fn fired(outcome: io::Result<()>) -> Fired {
         ENXIO,
         EAGAIN,
         EADDRNOTAVAIL,
+        // WireGuard's own: no peer takes it, or none has an address.
+        ENOKEY,
+        EDESTADDRREQ,
     ];
     match outcome {
         Ok(()) => Fired::Sent,
