@@ -1,5 +1,5 @@
 //! Numbers for Prometheus, in the format of node_exporter's textfile collector
-//! (https://prometheus.io/docs/instrumenting/exposition_formats/).
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 
 use std::fmt::Write;
 

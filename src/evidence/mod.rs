@@ -4,8 +4,8 @@
 //! record -> spool (/run, never blocks) -> fold: chain -> journal (/var, may be full, slow or not there)
 //! ```
 //!
-//! Whoever changes something writes a line to the [`spool`] first; what folds the spool into the
-//! [`journal`] is the daemon's thread ([`recorder`]), or a command where no daemon runs. So neither the
+//! Whoever changes something writes a line to the `spool` first; what folds the spool into the
+//! [`journal`] is the daemon's thread (`recorder`), or a command where no daemon runs. So neither the
 //! lock nor the daemon's loop ever waits for a disk, an entry survives the death of its writer, and a
 //! machine whose /var is not mounted yet has evidence, too. [`chain`] is pure: what makes a line follow
 //! another, and what is wrong where it does not.

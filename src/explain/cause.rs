@@ -11,7 +11,7 @@ use crate::ruleset::model::{Packet, Verdict};
 /// Why the rule is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cause {
-    /// The key, e.g. "allow.lan[1]"; none where no key is behind it.
+    /// The key, e.g. `allow.lan[1]`; none where no key is behind it.
     pub key: Option<String>,
     /// Where it is written, as FILE:LINE; none where its default holds.
     pub place: Option<String>,

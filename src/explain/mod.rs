@@ -1,4 +1,4 @@
-//! Which rule decides on a packet, and why: [`line`] reads a packet from a line of text, `layers` asks
+//! Which rule decides on a packet, and why: [`mod@line`] reads a packet from a line of text, `layers` asks
 //! every layer that it meets, `cause` finds the key behind the rule, `remedy` what would let it pass.
 
 use std::collections::BTreeMap;
