@@ -8,10 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::{Caller, chain};
+use super::Caller;
 use crate::daemon;
 use crate::policy::Policy;
-use crate::ruleset::{self, text};
+use crate::ruleset::{self, Ruleset};
 
 /// One thing that happened, with when and by which process it was noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -262,8 +262,6 @@ pub(crate) fn clipped(text: &str) -> String {
 /// SHA-256 of what `killswitch rules` prints of this policy, where the kernel takes a guard for every
 /// link at once.
 pub fn ruleset_hash(policy: &Policy) -> String {
-    let guard = policy.egress_guard.then(|| ruleset::guard(policy, None));
-    let tables = std::iter::once(ruleset::compile(policy)).chain(guard);
-    let scripts: Vec<String> = tables.map(|table| text::script(&table)).collect();
-    chain::hash(format!("{}\n", scripts.join("\n").trim_end()).as_bytes())
+    let egress = policy.egress_guard.then(|| ruleset::guard(policy, None));
+    ruleset::sha256(&Ruleset { inet: ruleset::compile(policy), egress })
 }

@@ -89,7 +89,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 fn attribute(message: &Message, header: usize, wanted: u16) -> Option<&[u8]> {
-    Attributes(message.payload.get(header..)?).find(|it| it.0 == wanted).map(|it| it.1)
+    Attributes(message.payload.get(header..)?).get(wanted)
 }
 
 /// `ifaddrmsg`. Addresses that are not permanent are made again by whoever made them.

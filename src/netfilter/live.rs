@@ -545,7 +545,7 @@ fn comment(userdata: &[u8]) -> String {
 }
 
 fn data_value(data: &[u8]) -> Option<Vec<u8>> {
-    Attributes(data).find(|(kind, _)| *kind == 1).map(|(_, value)| value.to_vec())
+    Attributes(data).get(1).map(<[u8]>::to_vec)
 }
 
 fn number(value: &[u8]) -> Option<u32> {

@@ -311,9 +311,8 @@ mod tests {
             ),
             Holds::List(inner) => Node::Nest(kind, tree(value, inner)),
             Holds::Expression => {
-                let find = |wanted: u16| Attributes(value).find(|it| it.0 == wanted);
-                let name = text(find(1).map(|it| it.1).unwrap_or_default());
-                let data = find(2).map(|it| it.1).unwrap_or_default();
+                let name = text(Attributes(value).get(1).unwrap_or_default());
+                let data = Attributes(value).get(2).unwrap_or_default();
                 let inner = tree(data, of_data(&String::from_utf8_lossy(&name)));
                 // A counter begins at zero, said or not; a TCP reset has no ICMP code.
                 let inner = match name.as_slice() {

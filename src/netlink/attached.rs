@@ -76,8 +76,7 @@ pub fn namespace_number(socket: &Socket, other: BorrowedFd<'_>) -> io::Result<Op
     if let Some(failure) = answer.ack().and_then(|ack| ack.failure) {
         return Err(io::Error::from_raw_os_error(failure.errno));
     }
-    let mut attributes = Attributes(answer.payload.get(4..).unwrap_or_default());
-    let number = attributes.find(|(kind, _)| *kind == NETNSA_NSID).map(|(_, value)| value);
+    let number = Attributes(answer.payload.get(4..).unwrap_or_default()).get(NETNSA_NSID);
     let number = number.and_then(|value| value.try_into().ok()).map(i32::from_ne_bytes);
     Ok(number.filter(|&number| number >= 0))
 }
@@ -134,7 +133,7 @@ fn read_filter(message: &Message) -> Option<(String, bool)> {
     const TCA_OPTIONS: u16 = 2;
     /// The name of the action, as it stands in TCA_ACT_KIND wherever each kind of filter nests it.
     const MIRRED: &[u8] = b"mirred\0";
-    let options = Attributes(message.payload.get(20..)?).find(|it| it.0 == TCA_OPTIONS)?.1;
+    let options = Attributes(message.payload.get(20..)?).get(TCA_OPTIONS)?;
     Some((kind(message, 20)?, options.windows(MIRRED.len()).any(|it| it == MIRRED)))
 }
 
@@ -153,7 +152,7 @@ fn read_link(message: &Message) -> Option<Attached> {
             IFLA_IFNAME => it.name = text(value),
             IFLA_LINK => it.parent = number(value).filter(|&parent| parent != 0),
             IFLA_LINKINFO => {
-                it.kind = Attributes(value).find(|it| it.0 == IFLA_INFO_KIND).map(|it| text(it.1));
+                it.kind = Attributes(value).get(IFLA_INFO_KIND).map(text);
             }
             IFLA_LINK_NETNSID => it.parent_namespace = number(value).map(u32::cast_signed),
             IFLA_XDP => it.xdp = read_xdp(value),
@@ -167,9 +166,9 @@ fn read_link(message: &Message) -> Option<Attached> {
 fn read_xdp(value: &[u8]) -> Option<u32> {
     const IFLA_XDP_ATTACHED: u16 = 2;
     const IFLA_XDP_PROG_ID: u16 = 4;
-    let find = |wanted| Attributes(value).find(|it| it.0 == wanted).map(|it| it.1);
-    let program = find(IFLA_XDP_PROG_ID).and_then(|value| value.try_into().ok());
-    find(IFLA_XDP_ATTACHED)
+    let program = Attributes(value).get(IFLA_XDP_PROG_ID).and_then(|value| value.try_into().ok());
+    Attributes(value)
+        .get(IFLA_XDP_ATTACHED)
         .is_some_and(|mode| mode.first().is_some_and(|&mode| mode != 0))
         .then(|| program.map_or(0, u32::from_ne_bytes))
 }
@@ -180,7 +179,7 @@ fn word(message: &Message, at: usize) -> Option<u32> {
 
 /// TCA_KIND, after a header of this length.
 fn kind(message: &Message, header: usize) -> Option<String> {
-    Attributes(message.payload.get(header..)?).find(|it| it.0 == 1).map(|it| text(it.1))
+    Attributes(message.payload.get(header..)?).get(1).map(text)
 }
 
 fn text(value: &[u8]) -> String {

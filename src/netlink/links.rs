@@ -91,8 +91,7 @@ fn read(message: &Message) -> Option<Link> {
             IFLA_MASTER => link.master = number(value),
             IFLA_GROUP => link.group = number(value).unwrap_or_default(),
             IFLA_LINKINFO => {
-                link.kind =
-                    Attributes(value).find(|it| it.0 == IFLA_INFO_KIND).map(|it| text(it.1));
+                link.kind = Attributes(value).get(IFLA_INFO_KIND).map(text);
             }
             IFLA_STATS64 => {
                 let word = |at: usize| {

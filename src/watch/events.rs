@@ -50,8 +50,8 @@ fn route_table(payload: &[u8]) -> Option<(u32, u8)> {
     const RTA_TABLE: u16 = 15;
     let attributes = payload.get(HEADER..)?;
     let long = Attributes(attributes)
-        .find(|it| it.0 == RTA_TABLE)
-        .and_then(|it| it.1.try_into().ok().map(u32::from_ne_bytes));
+        .get(RTA_TABLE)
+        .and_then(|it| it.try_into().ok().map(u32::from_ne_bytes));
     Some((long.unwrap_or(u32::from(payload[4])), payload[1]))
 }
 
@@ -66,8 +66,8 @@ fn may_be_ours(payload: &[u8]) -> bool {
     const HEADER: usize = 12;
     const FRA_PRIORITY: u16 = 6;
     let preference = Attributes(payload.get(HEADER..).unwrap_or_default())
-        .find(|it| it.0 == FRA_PRIORITY)
-        .and_then(|it| it.1.try_into().ok().map(u32::from_ne_bytes));
+        .get(FRA_PRIORITY)
+        .and_then(|it| it.try_into().ok().map(u32::from_ne_bytes));
     preference.is_none_or(|it| routing::PREFERENCES.contains(&it))
 }
 
@@ -100,16 +100,16 @@ fn is_of_our_table(payload: &[u8]) -> bool {
     let ours = [Family::Inet, Family::Netdev].map(Family::number);
     payload.first().is_some_and(|family| ours.contains(family))
         && attributes(payload)
-            .find(|it| it.0 == 1)
-            .is_some_and(|it| it.1.strip_suffix(&[0]) == Some(TABLE.as_bytes()))
+            .get(1)
+            .is_some_and(|it| it.strip_suffix(&[0]) == Some(TABLE.as_bytes()))
 }
 
 fn culprit(payload: &[u8]) -> Culprit {
     const NFTA_GEN_PROC_PID: u16 = 2;
     const NFTA_GEN_PROC_NAME: u16 = 3;
-    let find = |wanted| attributes(payload).find(|it| it.0 == wanted).map(|it| it.1);
-    let pid = find(NFTA_GEN_PROC_PID).and_then(|value| value.try_into().ok());
-    match (pid, find(NFTA_GEN_PROC_NAME)) {
+    let attributes = attributes(payload);
+    let pid = attributes.get(NFTA_GEN_PROC_PID).and_then(|value| value.try_into().ok());
+    match (pid, attributes.get(NFTA_GEN_PROC_NAME)) {
         (Some(pid), Some(name)) => Culprit::Process {
             pid: u32::from_be_bytes(pid),
             name: String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned(),

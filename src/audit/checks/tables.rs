@@ -236,13 +236,12 @@ fn number(bytes: &[u8]) -> Option<u32> {
 fn foreign(name: &str, data: &[u8], registers: &BTreeMap<u32, Held>) -> Option<Deed> {
     /// NFTA_PAYLOAD_SREG.
     const PAYLOAD_SOURCE: u16 = 5;
-    let attributes: BTreeMap<u16, &[u8]> = Attributes(data).collect();
-    let at = |kind: u16| {
-        attributes.get(&kind).and_then(|it| (*it).try_into().ok()).map(u32::from_be_bytes)
-    };
+    let attributes = Attributes(data);
+    let at =
+        |kind: u16| attributes.get(kind).and_then(|it| it.try_into().ok()).map(u32::from_be_bytes);
     match name {
         "fwd" | "dup" => Some(Deed::Forward),
-        "payload" if attributes.contains_key(&PAYLOAD_SOURCE) => Some(Deed::Write),
+        "payload" if attributes.get(PAYLOAD_SOURCE).is_some() => Some(Deed::Write),
         // NFTA_NAT_TYPE: NFT_NAT_DNAT; NFTA_NAT_REG_ADDR_MIN.
         "nat" if at(1) == Some(1) => {
             let address = at(3).and_then(|register| match registers.get(&register) {
@@ -253,8 +252,8 @@ fn foreign(name: &str, data: &[u8], registers: &BTreeMap<u32, Held>) -> Option<D
         }
         // NFTA_TARGET_NAME, NFTA_TARGET_INFO.
         "target" => {
-            let name = String::from_utf8_lossy(attributes.get(&1)?);
-            extension(name.trim_end_matches('\0'), attributes.get(&3).copied().unwrap_or_default())
+            let name = String::from_utf8_lossy(attributes.get(1)?);
+            extension(name.trim_end_matches('\0'), attributes.get(3).unwrap_or_default())
         }
         _ => None,
     }

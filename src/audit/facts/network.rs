@@ -161,24 +161,23 @@ fn read_local_route(message: &Message) -> Option<LocalRoute> {
     if (header[4], header[7]) != (RT_TABLE_LOCAL, RTN_UNICAST) {
         return None;
     }
-    let attributes: std::collections::BTreeMap<u16, &[u8]> =
-        Attributes(&message.payload[12..]).collect();
-    let address = |bytes: &&[u8]| -> Option<IpAddr> {
-        <[u8; 4]>::try_from(*bytes)
+    let attributes = Attributes(&message.payload[12..]);
+    let address = |bytes: &[u8]| -> Option<IpAddr> {
+        <[u8; 4]>::try_from(bytes)
             .map(IpAddr::from)
-            .or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from))
+            .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
             .ok()
     };
     let everything = match header[0] {
         AF_INET6 => IpAddr::from([0_u8; 16]),
         _ => IpAddr::from([0_u8; 4]),
     };
-    let address = attributes.get(&RTA_DST).and_then(address).unwrap_or(everything);
+    let address = attributes.get(RTA_DST).and_then(address).unwrap_or(everything);
     Some(LocalRoute {
         destination: IpNet::new(address, header[1]).ok()?,
         link: attributes
-            .get(&RTA_OIF)
-            .and_then(|value| (*value).try_into().ok())
+            .get(RTA_OIF)
+            .and_then(|value| value.try_into().ok())
             .map(u32::from_ne_bytes),
     })
 }
@@ -199,14 +198,13 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
     const FR_ACT_GOTO: u8 = 2;
     const FIB_RULE_INVERT: u32 = 2;
     let header = message.payload.get(..12)?;
-    let attributes: std::collections::BTreeMap<u16, &[u8]> =
-        Attributes(&message.payload[12..]).collect();
+    let attributes = Attributes(&message.payload[12..]);
     let number = |kind: u16| {
-        attributes.get(&kind).and_then(|value| (*value).try_into().ok()).map(u32::from_ne_bytes)
+        attributes.get(kind).and_then(|value| value.try_into().ok()).map(u32::from_ne_bytes)
     };
     // A rule without it has preference zero.
     let preference = number(FRA_PRIORITY).unwrap_or_default();
-    let by_kernel = attributes.get(&FRA_PROTOCOL).copied() == Some(&[RTPROT_KERNEL]);
+    let by_kernel = attributes.get(FRA_PROTOCOL) == Some(&[RTPROT_KERNEL]);
     if by_kernel && PREFERENCES.contains(&preference) {
         return None;
     }
@@ -215,12 +213,12 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
     if preference == 0 && header[4] == RT_TABLE_LOCAL {
         return None;
     }
-    let table = match attributes.contains_key(&FRA_L3MDEV) {
+    let table = match attributes.get(FRA_L3MDEV).is_some() {
         true => Some(0),
         false => number(FRA_TABLE).or(Some(u32::from(header[4]))),
     };
     let flags = u32::from_ne_bytes(header[8..12].try_into().ok()?);
-    let name = |value: &&[u8]| {
+    let name = |value: &[u8]| {
         String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
     };
     Some(PolicyRule {
@@ -230,7 +228,7 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
         skips_to: number(FRA_GOTO).filter(|_| header[7] == FR_ACT_GOTO),
         mark: number(FRA_FWMARK)
             .map(|value| Mark { value, mask: number(FRA_FWMASK).unwrap_or(u32::MAX) }),
-        came_by: attributes.get(&FRA_IIFNAME).map(name),
+        came_by: attributes.get(FRA_IIFNAME).map(name),
         inverted: flags & FIB_RULE_INVERT != 0,
     })
 }

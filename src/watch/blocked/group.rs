@@ -105,8 +105,7 @@ fn ask(socket: &Socket, request: &[u8], uid: u32) -> Option<u64> {
     let messages = socket.receive_pending().ok()??;
     let payload = &messages.first().filter(|it| it.ack().is_none())?.payload;
     let owner = u32::from_ne_bytes(payload.get(UID..UID + 4)?.try_into().ok()?);
-    let (_, number) =
-        Attributes(payload.get(HEADER..)?).find(|(kind, _)| *kind == INET_DIAG_CGROUP_ID)?;
+    let number = Attributes(payload.get(HEADER..)?).get(INET_DIAG_CGROUP_ID)?;
     (owner == uid).then_some(u64::from_ne_bytes(number.try_into().ok()?))
 }
 
