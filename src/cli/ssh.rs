@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::policy::Policy;
 use crate::ruleset::model::{Connection, LinkView, Packet, State, Verdict};
@@ -101,8 +102,14 @@ fn address(text: &str) -> Option<IpAddr> {
     text.split('%').next()?.parse().ok()
 }
 
-/// This process's SSH session. sudo drops the variable: then an ancestor has it.
+/// This process's SSH session; looked up once, since the lock waits for it and the evidence asks again.
 pub fn session() -> Option<Session> {
+    static SESSION: OnceLock<Option<Session>> = OnceLock::new();
+    *SESSION.get_or_init(look_up)
+}
+
+/// sudo drops the variable: then an ancestor has it.
+fn look_up() -> Option<Session> {
     if let Some(session) =
         std::env::var("SSH_CONNECTION").ok().and_then(|text| Session::parse(&text))
     {

@@ -10,7 +10,7 @@ use killswitch::netlink::{Family, Socket};
 use killswitch::{netfilter, netlink, routing, ruleset};
 use serde_json::Value;
 
-use crate::common::LockedLab;
+use crate::common::{LockedLab, Seen};
 
 pub const TESTS: &[Test] = &[
     ("a_clean_machine_holds", a_clean_machine_holds),
@@ -71,15 +71,20 @@ impl Said {
     }
 }
 
+/// What it said, and what left the machine meanwhile.
+fn watched(locked: &LockedLab) -> std::result::Result<(Said, Seen), Failed> {
+    let mut said = None;
+    let seen = locked.during(|_| {
+        said = Some(Said::of(locked, &[]));
+        Ok(())
+    })?;
+    Ok((said.expect("it ran")?, seen))
+}
+
 fn a_clean_machine_holds() -> Outcome {
     let locked = LockedLab::new()?;
     locked.lock()?;
-    let mut said = None;
-    let seen = locked.during(|_| {
-        said = Some(Said::of(&locked, &[]));
-        Ok(())
-    })?;
-    let said = said.expect("it ran")?;
+    let (said, seen) = watched(&locked)?;
     assert_eq!(said.code, 0, "{}", said.in_words());
     assert_eq!(said.json["verdict"], "held");
     seen.must_be_clean()?;
@@ -98,12 +103,7 @@ fn a_clean_machine_holds() -> Outcome {
 
 fn an_open_machine_is_told_so_without_a_packet() -> Outcome {
     let locked = LockedLab::new()?;
-    let mut said = None;
-    let seen = locked.during(|_| {
-        said = Some(Said::of(&locked, &[]));
-        Ok(())
-    })?;
-    let said = said.expect("it ran")?;
+    let (said, seen) = watched(&locked)?;
     assert_eq!(said.code, 20, "{}", said.in_words());
     assert_eq!(
         (&said.json["verdict"], &said.json["machine"]["state"]),
