@@ -1,5 +1,6 @@
 //! `lock`, `unlock`, `reload`: what changes the kernel.
 
+use std::cell::LazyCell;
 use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -88,14 +89,21 @@ fn apply_file(file: &Path, yes: bool, command: &str) -> Result<Outcome, Failure>
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
         return Err(Failure::new(FAILED, session.explain()));
     }
+    let by = LazyCell::new(|| evidence::typed(command, ""));
+    // An open machine is closed first; who asked is noted then.
+    if command != "lock" {
+        LazyCell::force(&by);
+    }
     let by_daemon = |daemon: &Daemon| {
+        LazyCell::force(&by);
         daemon.reads(file)?;
         daemon.reload()
     };
-    let by = evidence::typed(command, "");
     let directly = || {
-        let outcome = lock::lock(&policy)?;
-        evidence::note(locked(by.clone(), Through::Kernel, &policy, &outcome));
+        let outcome = lock::lock(&policy);
+        let by = by.clone();
+        let outcome = outcome?;
+        evidence::note(locked(by, Through::Kernel, &policy, &outcome));
         Ok(outcome)
     };
     recorded(command, by_daemon_or(by_daemon, directly))

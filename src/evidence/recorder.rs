@@ -41,8 +41,9 @@ enum Task {
 }
 
 impl Recorder {
-    /// Starts the thread; the daemon lives without.
-    pub(crate) fn start(places: Places) -> (Self, Trouble) {
+    /// Starts the thread; the daemon lives without. What is recorded first is in memory on return: a
+    /// daemon that is ready has said that it began, even if it is killed the next moment.
+    pub(crate) fn start(places: Places, first: What) -> (Self, Trouble) {
         let (queue, tasks) = sync_channel(BACKLOG);
         let lost = Arc::new(AtomicU64::new(0));
         let (tell, trouble) = watch::channel(None);
@@ -53,6 +54,7 @@ impl Recorder {
             begin: Instant::now(),
             tell: tell.clone(),
         };
+        thread.append(&Record::now(first));
         let started = std::thread::Builder::new()
             .name("evidence".into())
             .stack_size(512 << 10)
@@ -99,7 +101,7 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, tasks: &Receiver<Task>) {
-        let mut pause = None;
+        let mut pause = self.fold().then_some(SHORTEST);
         loop {
             let first = match pause {
                 None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),

@@ -1,11 +1,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::encode::dump;
 use super::{Attributes, Message, Socket};
 
 const RTM_GETADDR: u16 = 22;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 /// RT_SCOPE_LINK: from here on an address means nothing behind the link.
 const RT_SCOPE_LINK: u8 = 253;
 /// IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE.
@@ -35,15 +34,9 @@ pub struct Address {
 /// # Errors
 /// The kernel's refusal.
 pub fn addresses(socket: &Socket) -> io::Result<Vec<Address>> {
-    /// `nlmsghdr` and an empty `ifaddrmsg`: both families.
-    const LENGTH: u32 = 24;
-    let mut request = Vec::new();
-    request.extend_from_slice(&LENGTH.to_ne_bytes());
-    request.extend_from_slice(&RTM_GETADDR.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    request.resize(LENGTH as usize, 0);
-    let mut addresses: Vec<Address> =
-        socket.dump_consistent(&request)?.iter().filter_map(read).collect();
+    const IFADDRMSG: usize = 8;
+    let answers = socket.dump_consistent(&dump(RTM_GETADDR, &[0; IFADDRMSG]))?;
+    let mut addresses: Vec<Address> = answers.iter().filter_map(read).collect();
     addresses.sort();
     Ok(addresses)
 }

@@ -2,16 +2,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{Attributes, Message, Socket};
+use super::encode::{dump, request};
+use super::socket::text;
+use super::{Attributes, Message, Socket, links};
 
-const RTM_GETLINK: u16 = 18;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETTFILTER: u16 = 46;
 const RTM_GETNSID: u16 = 90;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
-/// include/net/flow.h: always the first link of a namespace.
-const LOOPBACK_IFINDEX: u32 = 1;
 /// TC_H_INGRESS, and TC_H_CLSACT with TC_H_MIN_INGRESS or TC_H_MIN_EGRESS
 /// (include/uapi/linux/pkt_sched.h).
 const INGRESS: u32 = 0xffff_fff1;
@@ -54,8 +51,7 @@ pub struct Filter {
 /// # Errors
 /// The kernel's refusal.
 pub fn attached(socket: &Socket) -> io::Result<Vec<Attached>> {
-    let answers = socket.dump_consistent(&request(RTM_GETLINK, NLM_F_DUMP, &[0; 16]))?;
-    Ok(answers.iter().filter_map(read_link).collect())
+    Ok(links::ask(socket)?.iter().filter_map(read_link).collect())
 }
 
 /// The number that the socket's namespace has for another one; `None`: it has none, so no link of
@@ -86,7 +82,7 @@ pub fn namespace_number(socket: &Socket, other: BorrowedFd<'_>) -> io::Result<Op
 /// # Errors
 /// The kernel's refusal; a kernel without traffic control has none.
 pub fn filters(socket: &Socket) -> io::Result<Vec<Filter>> {
-    let disciplines = match socket.dump_consistent(&request(RTM_GETQDISC, NLM_F_DUMP, &[0; 20])) {
+    let disciplines = match socket.dump_consistent(&dump(RTM_GETQDISC, &[0; 20])) {
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EOPNOTSUPP as i32) => {
             return Ok(Vec::new());
         }
@@ -98,7 +94,7 @@ pub fn filters(socket: &Socket) -> io::Result<Vec<Filter>> {
             let mut body = vec![0; 20];
             body[4..8].copy_from_slice(&link.to_ne_bytes());
             body[12..16].copy_from_slice(&parent.to_ne_bytes());
-            match socket.dump_consistent(&request(RTM_GETTFILTER, NLM_F_DUMP, &body)) {
+            match socket.dump_consistent(&dump(RTM_GETTFILTER, &body)) {
                 Ok(answers) => {
                     for (kind, redirects) in answers.iter().filter_map(read_filter) {
                         *filters.entry((link, parent, kind)).or_default() |= redirects;
@@ -138,22 +134,21 @@ fn read_filter(message: &Message) -> Option<(String, bool)> {
 }
 
 fn read_link(message: &Message) -> Option<Attached> {
-    const IFLA_IFNAME: u16 = 3;
     const IFLA_LINK: u16 = 5;
-    const IFLA_LINKINFO: u16 = 18;
-    const IFLA_INFO_KIND: u16 = 1;
     const IFLA_LINK_NETNSID: u16 = 37;
     const IFLA_XDP: u16 = 43;
     let number = |value: &[u8]| value.try_into().ok().map(u32::from_ne_bytes);
-    let link = word(message, 4)?;
-    let mut it = Attached { link, loopback: link == LOOPBACK_IFINDEX, ..Attached::default() };
+    let link = links::read(message)?;
+    let mut it = Attached {
+        link: link.index,
+        name: link.name,
+        kind: link.kind,
+        loopback: link.loopback,
+        ..Attached::default()
+    };
     for (kind, value) in Attributes(message.payload.get(16..)?) {
         match kind {
-            IFLA_IFNAME => it.name = text(value),
             IFLA_LINK => it.parent = number(value).filter(|&parent| parent != 0),
-            IFLA_LINKINFO => {
-                it.kind = Attributes(value).get(IFLA_INFO_KIND).map(text);
-            }
             IFLA_LINK_NETNSID => it.parent_namespace = number(value).map(u32::cast_signed),
             IFLA_XDP => it.xdp = read_xdp(value),
             _ => {}
@@ -180,21 +175,4 @@ fn word(message: &Message, at: usize) -> Option<u32> {
 /// TCA_KIND, after a header of this length.
 fn kind(message: &Message, header: usize) -> Option<String> {
     Attributes(message.payload.get(header..)?).get(1).map(text)
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
-}
-
-/// `nlmsghdr` and what follows.
-fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    const HEADER: usize = 16;
-    let length = u32::try_from(HEADER + body.len()).expect("requests are small");
-    let mut bytes = Vec::with_capacity(HEADER + body.len());
-    bytes.extend_from_slice(&length.to_ne_bytes());
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
-    bytes.resize(HEADER, 0);
-    bytes.extend_from_slice(body);
-    bytes
 }

@@ -1,10 +1,10 @@
 use std::io;
 
+use super::encode::dump;
+use super::socket::text;
 use super::{Attributes, Message, Socket};
 
 const RTM_GETLINK: u16 = 18;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 const IFF_UP: u32 = 1;
 const IFF_RUNNING: u32 = 0x40;
 const IFF_LOWER_UP: u32 = 0x1_0000;
@@ -47,20 +47,19 @@ pub struct Link {
 /// # Errors
 /// The kernel's refusal.
 pub fn links(socket: &Socket) -> io::Result<Vec<Link>> {
-    /// `nlmsghdr` and an empty `ifinfomsg`.
-    const LENGTH: u32 = 32;
-    let mut request = Vec::new();
-    request.extend_from_slice(&LENGTH.to_ne_bytes());
-    request.extend_from_slice(&RTM_GETLINK.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    request.resize(LENGTH as usize, 0);
-    let mut links: Vec<Link> = socket.dump_consistent(&request)?.iter().filter_map(read).collect();
+    let mut links: Vec<Link> = ask(socket)?.iter().filter_map(read).collect();
     links.sort_by_key(|link| link.index);
     Ok(links)
 }
 
+/// Every link as the kernel describes it.
+pub(super) fn ask(socket: &Socket) -> io::Result<Vec<Message>> {
+    const IFINFOMSG: usize = 16;
+    socket.dump_consistent(&dump(RTM_GETLINK, &[0; IFINFOMSG]))
+}
+
 /// `ifinfomsg`: family, padding, type, index, flags, change; then attributes.
-fn read(message: &Message) -> Option<Link> {
+pub(super) fn read(message: &Message) -> Option<Link> {
     const IFLA_IFNAME: u16 = 3;
     const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
@@ -104,8 +103,4 @@ fn read(message: &Message) -> Option<Link> {
         }
     }
     Some(link)
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }

@@ -331,8 +331,7 @@ impl Message {
             for (kind, value) in Attributes(attributes) {
                 match kind {
                     NLMSGERR_ATTR_MSG => {
-                        let text = value.strip_suffix(&[0]).unwrap_or(value);
-                        failure.text = Some(String::from_utf8_lossy(text).into_owned());
+                        failure.text = Some(text(value));
                     }
                     NLMSGERR_ATTR_OFFS => {
                         failure.offset = value.try_into().ok().map(u32::from_ne_bytes);
@@ -369,6 +368,11 @@ impl<'a> Iterator for Attributes<'a> {
         self.0 = self.0.get(align(length)..).unwrap_or_default();
         Some((kind, value))
     }
+}
+
+/// A string's value, which may end in NUL, and be of any bytes.
+pub(super) fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }
 
 fn align(length: usize) -> usize {

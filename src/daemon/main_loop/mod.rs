@@ -168,11 +168,11 @@ impl Daemon {
         own_ports.push((Family::Route, lanes.routes_port));
         own_ports.iter().for_each(|&(family, port)| watch.disregard(family, port));
         let (config, policy) = (config.map(Arc::new), Arc::new(policy));
-        let (recorder, evidence) = Recorder::start(Places::default());
-        recorder.record(What::DaemonStarted {
+        let started = What::DaemonStarted {
             version: env!("CARGO_PKG_VERSION").into(),
             ruleset: ruleset_hash(&policy),
-        });
+        };
+        let (recorder, evidence) = Recorder::start(Places::default(), started);
         let facts = Facts {
             report: calls::Report::default(),
             configured: policy.clone(),
