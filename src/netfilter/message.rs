@@ -302,10 +302,7 @@ pub fn rule(family: Family, chain: &str, list: &[Expression], comment: &str) -> 
 
 /// A comment as nft keeps it: NFTNL_UDATA_RULE_COMMENT, length, text, NUL (libnftnl, udata.h).
 pub fn comment_data(comment: &str) -> Vec<u8> {
-    let mut data = vec![0, comment.len() as u8 + 1];
-    data.extend_from_slice(comment.as_bytes());
-    data.push(0);
-    data
+    [&[0, comment.len() as u8 + 1], comment.as_bytes(), &[0]].concat()
 }
 
 fn write_expression(out: &mut Writer, it: &Expression) {

@@ -64,13 +64,11 @@ impl Plain {
         list: &[Expression],
         comment: &str,
     ) -> bool {
+        let Some(list) = list.iter().map(expression).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
         let mut rule = empty_rule(family, chain).with_userdata(comment_data(comment));
-        for it in list {
-            match expression(it) {
-                Some(it) => rule.add_expr(it),
-                None => return false,
-            }
-        }
+        list.into_iter().for_each(|it| rule.add_expr(it));
         self.0.add(&rule, MsgType::Add);
         true
     }

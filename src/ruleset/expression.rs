@@ -105,7 +105,8 @@ const ICMPX_ADMIN_PROHIBITED: u8 = 3;
 
 /// A rule as the kernel wants it.
 pub fn lower(rule: &Rule) -> Vec<Expression> {
-    let mut list = Vec::new();
+    // Two for most matches, a counter, and two at most for an action.
+    let mut list = Vec::with_capacity(2 * rule.matches.len() + 3);
     for it in &rule.matches {
         lower_match(it, &mut list);
     }
