@@ -12,6 +12,7 @@ use super::probe::{LINKS, Probe};
 use super::report::Report;
 use super::restore::Watcher;
 use super::run::{Subject, Test};
+use super::shot::Sockets;
 use crate::dbus::client::{self, Daemon};
 use crate::lock;
 use crate::netfilter::batch::Batch;
@@ -234,8 +235,9 @@ impl Senders {
         let ends = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
+                let mut sockets = Sockets::default();
                 for probe in &mut probes {
-                    probe.fire();
+                    probe.fire(&mut sockets);
                     std::thread::sleep(PAUSE);
                 }
                 if probes.is_empty() {

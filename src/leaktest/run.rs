@@ -12,7 +12,7 @@ use super::canary::Run;
 use super::capture::{Capture, Captured};
 use super::frame::Frame as Wire;
 use super::judge::{Judgement, judge};
-use super::probe::{Aims, Probe, plan};
+use super::probe::{self, Aims, Probe, plan};
 use super::record::{Bands, Columns, Kind, Phases, Seen, bounded, overall};
 use super::report::{BandKind, Frame, Level, Machine, Probe as Tried, Report, Verdict};
 use super::surroundings::Surroundings;
@@ -369,11 +369,11 @@ pub fn passive(
     tell(&format!("{} ways out are tried; nothing is disturbed", probes.len()));
     test.phase("passive", "canaries are sent; nothing is disturbed");
     for _ in 0..ROUNDS {
-        probes.iter_mut().for_each(Probe::fire);
+        probe::fire(&mut probes);
         test.attend(PAUSE, EVERY)?;
     }
     while test.start.elapsed() < least {
-        probes.iter_mut().for_each(Probe::fire);
+        probe::fire(&mut probes);
         let rest = least.saturating_sub(test.start.elapsed());
         test.attend(LATER.min(rest), LATER)?;
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::guest::elsewhere;
 use super::kernel;
-use super::probe::Probe;
+use super::probe::{self, Probe};
 use super::report::Machine;
 use super::run::{Subject, Test};
 use crate::lock;
@@ -84,7 +84,7 @@ pub fn run() -> io::Result<Vec<Checked>> {
 }
 
 fn leaks(test: &mut Test, probes: &mut [Probe]) -> io::Result<Vec<u64>> {
-    probes.iter_mut().for_each(Probe::fire);
+    probe::fire(probes);
     test.attend(WAIT, EVERY)?;
     Ok(test.leaks())
 }
