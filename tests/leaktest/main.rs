@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod cost;
 mod disrupt;
 mod holes;
 mod self_check;
@@ -14,6 +15,6 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let together = [holes::TESTS, self_check::TESTS].concat();
+    let together = [holes::TESTS, cost::TESTS, self_check::TESTS].concat();
     harness::run_groups(&together, disrupt::TESTS, disrupt::SLOW)
 }
