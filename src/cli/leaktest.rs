@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
-use super::change::{confirmed, load_or_strictest};
+use super::change::confirmed;
 use super::output::{Style, harmless, json, say, styled};
 use super::{FAILED, Failure, inspect, ssh, status};
 use crate::config;
@@ -70,11 +70,10 @@ fn disrupted(
         }
     }
     let signals = signals()?;
-    let policy = subject.policy.clone();
     let mut watcher = Watcher::start(&std::path::absolute(&arguments.config)?)?;
     let how = Disruption { down_time: options.down_time, least: least(options) };
     let outcome = disrupt::disrupt(subject, how, &mut watcher, signals, tell);
-    disrupt::relock(&policy)?;
+    disrupt::relock(&arguments.config)?;
     watcher.dismiss();
     outcome.map_err(|error| match error.kind() {
         ErrorKind::Interrupted => {
@@ -97,8 +96,7 @@ fn signals() -> Result<SignalFd, Failure> {
 /// What the second process of `--disrupt` does.
 pub(super) fn restore(arguments: &Arguments) -> Result<u8, Failure> {
     if restore::wait_and_restore(std::io::stdin().lock())? {
-        let policy = load_or_strictest(arguments).1;
-        disrupt::relock(&policy)?;
+        disrupt::relock(&arguments.config)?;
     }
     Ok(0)
 }
@@ -178,7 +176,8 @@ fn subject(arguments: &Arguments) -> Result<(Subject, bool), Failure> {
     let words = std::env::args().map(|word| quoted(&word));
     let repeat = words.collect::<Vec<_>>().join(" ");
     let damaged = status.state == State::Damaged;
-    Ok((Subject { policy, machine, repeat, damaged }, !status.locked))
+    let configuration = Some(arguments.config.clone());
+    Ok((Subject { policy, configuration, machine, repeat, damaged }, !status.locked))
 }
 
 /// PRETTY_NAME of os-release(5).

@@ -62,8 +62,13 @@ pub fn run() -> io::Result<Vec<Checked>> {
         degraded: Vec::new(),
         configuration: String::new(),
     };
-    let subject =
-        Subject { policy: policy.clone(), machine, repeat: String::new(), damaged: false };
+    let subject = Subject {
+        policy: policy.clone(),
+        configuration: None,
+        machine,
+        repeat: String::new(),
+        damaged: false,
+    };
     let (mut test, mut probes, _guest) = Test::begin(subject, true)?;
     let open = leaks(&mut test, &mut probes)?;
     lock::lock(&policy).map_err(io::Error::other)?;
