@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
 use super::change::confirmed;
+use super::failure::NOT_PERMITTED;
 use super::output::{Style, harmless, json, say, styled};
 use super::{FAILED, Failure, inspect, ssh, status};
 use crate::config;
@@ -34,16 +35,31 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
     let report = match open {
         true => run::open(subject),
         false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
-        false => run::passive(subject, least(options), &mut tell)?,
+        false => run::passive(subject, least(options), &mut tell)
+            .map_err(|error| ended(&error, "nothing was disturbed"))?,
     };
+    let status = exit_status(report.verdict);
+    // What the test found is not lost with the page.
+    let written = page
+        .map_or(Ok(()), |page| page.write(&report))
+        .map_err(|failure| Failure { code: failure.code.max(status), ..failure.with(&report) });
     match arguments.json {
-        true => json(&report),
+        true if written.is_ok() => json(&report),
+        true => {}
         false => show(&report).iter().for_each(|line| say(line)),
     }
-    if let Some(page) = page {
-        page.write(&report)?;
+    written.map(|()| status)
+}
+
+/// A test that has no report.
+fn ended(error: &std::io::Error, machine: &str) -> Failure {
+    let failure = |code, why: &str| Failure::new(code, format!("{why}: no report; {machine}"));
+    let why = format!("the leak test could not go on: {error}");
+    match error.kind() {
+        ErrorKind::Interrupted => failure(FAILED, "interrupted"),
+        ErrorKind::PermissionDenied => failure(NOT_PERMITTED, &why).helped("run this as root"),
+        _ => failure(FAILED, &why),
     }
-    Ok(exit_status(report.verdict))
 }
 
 fn least(options: &Leaktest) -> Duration {
@@ -73,14 +89,13 @@ fn disrupted(
     let mut watcher = Watcher::start(&std::path::absolute(&arguments.config)?)?;
     let how = Disruption { down_time: options.down_time, least: least(options) };
     let outcome = disrupt::disrupt(subject, how, &mut watcher, signals, tell);
-    disrupt::relock(&arguments.config)?;
+    // The second process tries it, too, if it is not dismissed.
+    disrupt::relock(&arguments.config).map_err(|error| {
+        let why = format!("after the test the lock could not be read, or closed again: {error}");
+        Failure::new(FAILED, why).helped("killswitch lock")
+    })?;
     watcher.dismiss();
-    outcome.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => {
-            Failure::new(FAILED, "interrupted: no report; what was disturbed is given back")
-        }
-        _ => error.into(),
-    })
+    outcome.map_err(|error| ended(&error, "what was disturbed is given back"))
 }
 
 /// What would end us: it must be read, so that everything is given back first.

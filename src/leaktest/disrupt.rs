@@ -18,7 +18,7 @@ use crate::config;
 use crate::dbus::client::{self, Daemon};
 use crate::lock;
 use crate::netfilter::batch::Batch;
-use crate::netlink::{Family as NetlinkFamily, Socket};
+use crate::netlink::{Family as NetlinkFamily, Link, Socket};
 use crate::policy::Policy;
 use crate::ruleset::Family;
 
@@ -93,8 +93,7 @@ impl Stage<'_> {
     }
 
     fn skip(&mut self, what: &str) {
-        (self.tell)(what);
-        self.test.limits.push(what.to_owned());
+        skip(&mut self.test, self.tell, what);
     }
 
     fn cut_tunnel(&mut self) -> io::Result<()> {
@@ -109,7 +108,13 @@ impl Stage<'_> {
         }
         self.phase("tunnel-cut", &format!("{} is set down", link.name));
         // The daemon brings it back at once; if it does not, the guard does.
-        let down = self.watcher.take_down(link.index)?;
+        let down = match self.watcher.take_down(link.index) {
+            Ok(down) => down,
+            Err(error) => {
+                skip(&mut self.test, self.tell, &gone("tunnel-cut", &link, error)?);
+                return Ok(());
+            }
+        };
         let outcome = self.test.attend(self.how.down_time, EVERY);
         drop(down);
         outcome?;
@@ -133,7 +138,13 @@ impl Stage<'_> {
         }
         for link in links {
             self.phase("link-down", &format!("{} is down", link.name));
-            let down = self.watcher.take_down(link.index)?;
+            let down = match self.watcher.take_down(link.index) {
+                Ok(down) => down,
+                Err(error) => {
+                    skip(&mut self.test, self.tell, &gone("link-down", &link, error)?);
+                    continue;
+                }
+            };
             let outcome = self.test.attend(self.how.down_time, EVERY);
             self.test.phase("link-up", &format!("{} is up again", link.name));
             drop(down);
@@ -200,6 +211,23 @@ impl Stage<'_> {
             self.test.attend(EVERY, EVERY)?;
         }
         Ok(())
+    }
+}
+
+fn skip(test: &mut Test, tell: &mut dyn FnMut(&str), what: &str) {
+    tell(what);
+    test.limits.push(what.to_owned());
+}
+
+/// Why a link cannot be set down that is there no more, which may be at any time.
+///
+/// # Errors
+/// It is another reason.
+fn gone(phase: &str, link: &Link, error: io::Error) -> io::Result<String> {
+    let why = format!("{phase}: not done with {}: {error}", link.name);
+    match error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) {
+        true => Ok(why),
+        false => Err(io::Error::new(error.kind(), why)),
     }
 }
 

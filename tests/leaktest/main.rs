@@ -5,6 +5,7 @@ mod changes;
 mod common;
 mod cost;
 mod disrupt;
+mod errors;
 mod holes;
 mod self_check;
 #[path = "../daemon/stage.rs"]
@@ -16,7 +17,8 @@ use std::process::ExitCode;
 use killswitch::lab::harness;
 
 fn main() -> ExitCode {
-    let together = [holes::TESTS, cost::TESTS, changes::TESTS, self_check::TESTS].concat();
+    let together =
+        [holes::TESTS, cost::TESTS, changes::TESTS, errors::TESTS, self_check::TESTS].concat();
     let alone = [changes::ALONE, disrupt::TESTS].concat();
     harness::run_groups(&together, &alone, disrupt::SLOW)
 }
