@@ -11,9 +11,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
 use super::change::confirmed;
-use super::failure::NOT_PERMITTED;
 use super::output::{Style, harmless, json, say, styled};
-use super::{FAILED, Failure, inspect, ssh, status};
+use super::{FAILED, Failure, NOT_PERMITTED, inspect, ssh, status};
 use crate::config;
 use crate::leaktest::disrupt::{self, Disruption};
 use crate::leaktest::html;
