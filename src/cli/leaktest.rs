@@ -10,9 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
-use super::change::{confirmed, load_or_strictest};
+use super::change::confirmed;
 use super::output::{Style, harmless, json, say, styled};
-use super::{FAILED, Failure, inspect, ssh, status};
+use super::{FAILED, Failure, NOT_PERMITTED, inspect, ssh, status};
 use crate::config;
 use crate::leaktest::disrupt::{self, Disruption};
 use crate::leaktest::html;
@@ -34,16 +34,31 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
     let report = match open {
         true => run::open(subject),
         false if options.disrupt => disrupted(arguments, options, subject, &mut tell)?,
-        false => run::passive(subject, least(options), &mut tell)?,
+        false => run::passive(subject, least(options), &mut tell)
+            .map_err(|error| ended(&error, "nothing was disturbed"))?,
     };
+    let status = exit_status(report.verdict);
+    // What the test found is not lost with the page.
+    let written = page
+        .map_or(Ok(()), |page| page.write(&report))
+        .map_err(|failure| Failure { code: failure.code.max(status), ..failure.with(&report) });
     match arguments.json {
-        true => json(&report),
+        true if written.is_ok() => json(&report),
+        true => {}
         false => show(&report).iter().for_each(|line| say(line)),
     }
-    if let Some(page) = page {
-        page.write(&report)?;
+    written.map(|()| status)
+}
+
+/// A test that has no report.
+fn ended(error: &std::io::Error, machine: &str) -> Failure {
+    let failure = |code, why: &str| Failure::new(code, format!("{why}: no report; {machine}"));
+    let why = format!("the leak test could not go on: {error}");
+    match error.kind() {
+        ErrorKind::Interrupted => failure(FAILED, "interrupted"),
+        ErrorKind::PermissionDenied => failure(NOT_PERMITTED, &why).helped("run this as root"),
+        _ => failure(FAILED, &why),
     }
-    Ok(exit_status(report.verdict))
 }
 
 fn least(options: &Leaktest) -> Duration {
@@ -70,18 +85,16 @@ fn disrupted(
         }
     }
     let signals = signals()?;
-    let policy = subject.policy.clone();
     let mut watcher = Watcher::start(&std::path::absolute(&arguments.config)?)?;
     let how = Disruption { down_time: options.down_time, least: least(options) };
     let outcome = disrupt::disrupt(subject, how, &mut watcher, signals, tell);
-    disrupt::relock(&policy)?;
+    // The second process tries it, too, if it is not dismissed.
+    disrupt::relock(&arguments.config).map_err(|error| {
+        let why = format!("after the test the lock could not be read, or closed again: {error}");
+        Failure::new(FAILED, why).helped("killswitch lock")
+    })?;
     watcher.dismiss();
-    outcome.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => {
-            Failure::new(FAILED, "interrupted: no report; what was disturbed is given back")
-        }
-        _ => error.into(),
-    })
+    outcome.map_err(|error| ended(&error, "what was disturbed is given back"))
 }
 
 /// What would end us: it must be read, so that everything is given back first.
@@ -97,8 +110,7 @@ fn signals() -> Result<SignalFd, Failure> {
 /// What the second process of `--disrupt` does.
 pub(super) fn restore(arguments: &Arguments) -> Result<u8, Failure> {
     if restore::wait_and_restore(std::io::stdin().lock())? {
-        let policy = load_or_strictest(arguments).1;
-        disrupt::relock(&policy)?;
+        disrupt::relock(&arguments.config)?;
     }
     Ok(0)
 }
@@ -178,7 +190,8 @@ fn subject(arguments: &Arguments) -> Result<(Subject, bool), Failure> {
     let words = std::env::args().map(|word| quoted(&word));
     let repeat = words.collect::<Vec<_>>().join(" ");
     let damaged = status.state == State::Damaged;
-    Ok((Subject { policy, machine, repeat, damaged }, !status.locked))
+    let configuration = Some(arguments.config.clone());
+    Ok((Subject { policy, configuration, machine, repeat, damaged }, !status.locked))
 }
 
 /// PRETTY_NAME of os-release(5).

@@ -8,8 +8,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedVariant, Variant};
 
@@ -43,11 +45,12 @@ pub(super) async fn set(resolvers: &Resolvers) -> Result<(), Error> {
     let proxy = in_time(WHO, proxy()).await?;
     let found = in_time(WHO, async { Ok(proxy.global_dns_configuration().await?) }).await?;
     let file = note_file(&resolvers.state_dir);
-    if !found.is_empty() && read(&file)?.is_none_or(|note| !note.is(&found)) {
+    if !found.is_empty() && read(&file).await?.is_none_or(|note| !note.is(&found)) {
         return Err(Error::NotOurs);
     }
     // Before the deed: whoever finds a note looks whether it was done.
-    write(&file, &wanted)?;
+    let note = wanted.clone();
+    on_disk(move || write(&file, &note)).await?;
     let outcome = in_time(WHO, async {
         Ok(proxy.set_global_dns_configuration(&wanted.dictionary()?).await?)
     })
@@ -69,7 +72,7 @@ pub(super) async fn is_set(resolvers: &Resolvers) -> Result<bool, Error> {
 /// Does nothing unless there is a note; somebody else's configuration stays.
 pub(super) async fn restore(state_dir: &Path) -> Result<(), Error> {
     let file = note_file(state_dir);
-    let Some(note) = read(&file)? else { return Ok(()) };
+    let Some(note) = read(&file).await? else { return Ok(()) };
     in_time(WHO, async {
         let proxy = proxy().await?;
         if note.is(&proxy.global_dns_configuration().await?) {
@@ -78,7 +81,11 @@ pub(super) async fn restore(state_dir: &Path) -> Result<(), Error> {
         Ok(())
     })
     .await?;
-    fs::remove_file(&file).map_err(|source| Error::File { doing: "remove", path: file, source })
+    on_disk(|| match fs::remove_file(&file) {
+        Ok(()) => Ok(()),
+        Err(source) => Err(Error::File { doing: "remove", path: file, source }),
+    })
+    .await
 }
 
 async fn proxy() -> Result<NetworkManagerProxy<'static>, Error> {
@@ -125,13 +132,34 @@ fn note_file(state_dir: &Path) -> PathBuf {
     state_dir.join("networkmanager-dns.json")
 }
 
-fn read(file: &Path) -> Result<Option<Note>, Error> {
-    match fs::read(file) {
+/// Off the daemon's one thread, and not for ever: below /var may be a disk that never answers.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    const DISK: &str = "the disk below /var/lib";
+    /// One at a time: who hangs there is not joined by others.
+    static BUSY: AtomicBool = AtomicBool::new(false);
+    if BUSY.swap(true, Ordering::AcqRel) {
+        return Err(Error::TimedOut(DISK));
+    }
+    let (done, outcome) = oneshot::channel();
+    std::thread::spawn(move || {
+        let result = work();
+        BUSY.store(false, Ordering::Release);
+        done.send(result)
+    });
+    in_time(DISK, async { outcome.await.unwrap_or(Err(Error::TimedOut(DISK))) }).await
+}
+
+async fn read(file: &Path) -> Result<Option<Note>, Error> {
+    let file = file.to_owned();
+    on_disk(move || match fs::read(&file) {
         // Half a note is none: what it would have told of was not done yet.
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::File { doing: "read", path: file.into(), source }),
-    }
+        Err(source) => Err(Error::File { doing: "read", path: file, source }),
+    })
+    .await
 }
 
 fn write(file: &Path, note: &Note) -> Result<(), Error> {

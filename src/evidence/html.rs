@@ -9,7 +9,11 @@ use crate::html::{self, Tone};
 const DETAILS: usize = 2000;
 
 /// The page; `broken`: where and why the chain is.
-pub fn page(entries: &[Map<String, Value>], head: Option<&str>, broken: Option<&str>) -> String {
+pub fn page(
+    entries: impl IntoIterator<Item = Map<String, Value>>,
+    head: Option<&str>,
+    broken: Option<&str>,
+) -> String {
     let heading = match (broken, head) {
         (Some(why), _) => html::headline(Tone::Bad, "Evidence", "Broken", why),
         (None, Some(head)) => {
@@ -18,12 +22,12 @@ pub fn page(entries: &[Map<String, Value>], head: Option<&str>, broken: Option<&
         }
         (None, None) => html::headline(Tone::Good, "Evidence", "Whole", "Nothing is recorded yet."),
     };
-    let rows: Vec<Vec<Markup>> = entries.iter().map(row).collect();
+    let rows: Vec<Vec<Markup>> = entries.into_iter().map(|entry| row(&entry)).collect();
     let columns = ["#Number", "Time (UTC)", "Event", "Details", "Follows"];
     let body = html! {
         (heading)
         (html::section("entries", "What happened", &html::table(
-            &format!("{} entries, the oldest first", entries.len()), &columns, &rows,
+            &format!("{} entries, the oldest first", rows.len()), &columns, &rows,
         )))
     };
     html::page("Evidence of killswitch", &body)
@@ -52,7 +56,7 @@ mod tests {
             "by": { "program": evil }, evil: evil,
         });
         let Value::Object(entry) = entry else { panic!("an object") };
-        let page = page(&[entry], Some(evil), Some(evil));
+        let page = page([entry], Some(evil), Some(evil));
         assert!(!page.contains("<script"), "{page}");
         assert!(page.contains("&lt;script&gt;"), "{page}");
     }

@@ -29,9 +29,8 @@ pub struct Limits {
 
 /// The daemon's: 32 MB in all.
 pub const LIMITS: Limits = Limits { file: 4 << 20, files: 8, patience: Duration::from_secs(2) };
-/// A command's, which must end: it does not wait for a disk, as rotating does.
-pub const OF_COMMANDS: Limits =
-    Limits { file: u64::MAX, files: usize::MAX, patience: Duration::from_millis(200) };
+/// A command's, which must end.
+pub const OF_COMMANDS: Limits = Limits { patience: Duration::from_millis(200), ..LIMITS };
 
 /// What came of folding.
 #[derive(Debug)]
@@ -61,6 +60,8 @@ pub fn fold(places: &Places, limits: Limits) -> io::Result<Folded> {
         spool::private_directory(above)?;
     }
     spool::private_directory(&places.journal)?;
+    // Another system that runs, with a /run of its own, may have the same journal.
+    let _sole = spool::lock_within(spool::open_directory(&places.journal)?, limits.patience)?;
     let mut journal = Journal::open(&places.journal)?;
     journal.set_torn_aside(places)?;
     // Before anything else is written: what is known by the journal's end would not be known any more.
@@ -533,6 +534,28 @@ mod tests {
             let found = shelf.found("repaired", "repairs");
             assert_eq!(found.contains(&1), noted, "{}: {found:?}", path.display());
         }
+    }
+
+    /// Each has a /run of its own, and what was noted in it.
+    #[test]
+    fn two_systems_with_one_journal() {
+        let shelf = Shelf::new();
+        std::thread::scope(|scope| {
+            for system in 0..2 {
+                let run = shelf.folder.path().join(format!("run{system}"));
+                let places = Places { run, ..shelf.places.clone() };
+                scope.spawn(move || {
+                    for number in 0..100 {
+                        let what = What::Repaired { repairs: system * 1000 + number };
+                        spool::append(&places, &Record::now(what).body()).unwrap();
+                        fold(&places, LIMITS).unwrap();
+                    }
+                });
+            }
+        });
+        let verdict = shelf.verify();
+        assert!(verdict.broken.is_none() && verdict.entries == 200, "{verdict:?}");
+        assert_eq!(shelf.found("repaired", "repairs").len(), 200);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The daemon's way to the journal: a thread of its own, so that its loop never waits for a disk.
+//! The daemon's way to the journal, in two threads: one takes what happened into memory and never waits
+//! for a disk; the other one folds it in, and may hang there. The daemon's loop waits for neither.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -47,18 +48,14 @@ impl Recorder {
         let (queue, tasks) = sync_channel(BACKLOG);
         let lost = Arc::new(AtomicU64::new(0));
         let (tell, trouble) = watch::channel(None);
-        let thread = Thread {
-            places,
-            lost: lost.clone(),
-            limit: Limit::default(),
-            begin: Instant::now(),
-            tell: tell.clone(),
-        };
-        thread.append(&Record::now(first));
-        let started = std::thread::Builder::new()
-            .name("evidence".into())
-            .stack_size(512 << 10)
-            .spawn(move || thread.run(&tasks));
+        let (wake, wakes) = sync_channel(1);
+        let memory = Memory { places, lost: lost.clone() };
+        memory.append(&Record::now(first));
+        let _ = wake.try_send(());
+        let folder = Folder { memory: memory.clone(), begin: Instant::now(), tell: tell.clone() };
+        let thread = Thread { memory, limit: Limit::default(), wake };
+        let started = start("evidence", move || thread.run(&tasks))
+            .and_then(|_| start("evidence-disk", move || folder.run(&wakes)));
         let queue = match started {
             Ok(_) => Some(queue),
             Err(error) => {
@@ -91,60 +88,19 @@ impl Recorder {
     }
 }
 
-struct Thread {
-    places: Places,
-    lost: Arc<AtomicU64>,
-    limit: Limit,
-    begin: Instant,
-    tell: watch::Sender<Option<String>>,
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(512 << 10);
+    thread.spawn(work).map(drop)
 }
 
-impl Thread {
-    fn run(mut self, tasks: &Receiver<Task>) {
-        let mut pause = self.fold().then_some(SHORTEST);
-        loop {
-            let first = match pause {
-                None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => tasks.recv_timeout(pause),
-            };
-            let mut ends = Vec::new();
-            match first {
-                Ok(task) => {
-                    let waiting = std::iter::from_fn(|| tasks.try_recv().ok()).take(BACKLOG);
-                    for task in std::iter::once(task).chain(waiting) {
-                        self.take(task, &mut ends);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => pause = pause.map(|it| (it * 2).min(LONGEST)),
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            // In memory, all of it: this process may end.
-            ends.into_iter().for_each(drop);
-            pause = self.fold().then(|| pause.unwrap_or(SHORTEST));
-        }
-    }
+/// What waits there outlives this process.
+#[derive(Clone)]
+struct Memory {
+    places: Places,
+    lost: Arc<AtomicU64>,
+}
 
-    fn take(&mut self, task: Task, ends: &mut Vec<SyncSender<()>>) {
-        match task {
-            Task::End(done) => {
-                // What counts them ends with the daemon.
-                if let Some(entries) = self.limit.left_out() {
-                    self.append(&Record::now(What::LeftOut { entries }));
-                }
-                ends.push(done);
-            }
-            Task::Record(record) => {
-                let (takes, left_out) = self.limit.take(&record.what, daemon::now());
-                if let Some(entries) = left_out {
-                    self.append(&Record::now(What::LeftOut { entries }));
-                }
-                if takes {
-                    self.append(&record);
-                }
-            }
-        }
-    }
-
+impl Memory {
     fn append(&self, record: &Record) {
         self.tell_lost();
         if let Err(error) = spool::append(&self.places, &record.body()) {
@@ -161,12 +117,82 @@ impl Thread {
             self.lost.fetch_add(entries, Ordering::Relaxed);
         }
     }
+}
+
+/// Takes what happened into memory.
+struct Thread {
+    memory: Memory,
+    limit: Limit,
+    wake: SyncSender<()>,
+}
+
+impl Thread {
+    fn run(mut self, tasks: &Receiver<Task>) {
+        while let Ok(first) = tasks.recv() {
+            let mut ends = Vec::new();
+            let waiting = std::iter::from_fn(|| tasks.try_recv().ok()).take(BACKLOG);
+            for task in std::iter::once(first).chain(waiting) {
+                self.take(task, &mut ends);
+            }
+            // In memory, all of it: this process may end.
+            ends.into_iter().for_each(drop);
+            // One that waits already is enough.
+            let _ = self.wake.try_send(());
+        }
+    }
+
+    fn take(&mut self, task: Task, ends: &mut Vec<SyncSender<()>>) {
+        match task {
+            Task::End(done) => {
+                // What counts them ends with the daemon.
+                if let Some(entries) = self.limit.left_out() {
+                    self.memory.append(&Record::now(What::LeftOut { entries }));
+                }
+                ends.push(done);
+            }
+            Task::Record(record) => {
+                let (takes, left_out) = self.limit.take(&record.what, daemon::now());
+                if let Some(entries) = left_out {
+                    self.memory.append(&Record::now(What::LeftOut { entries }));
+                }
+                if takes {
+                    self.memory.append(&record);
+                }
+            }
+        }
+    }
+}
+
+/// Folds in what waits.
+struct Folder {
+    memory: Memory,
+    begin: Instant,
+    tell: watch::Sender<Option<String>>,
+}
+
+impl Folder {
+    fn run(self, wakes: &Receiver<()>) {
+        let mut pause = None;
+        loop {
+            let wake = match pause {
+                None => wakes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => wakes.recv_timeout(pause),
+            };
+            match wake {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => pause = pause.map(|it| (it * 2).min(LONGEST)),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            pause = self.fold().then(|| pause.unwrap_or(SHORTEST));
+        }
+    }
 
     /// Whether to try again.
     fn fold(&self) -> bool {
-        self.tell_lost();
-        let place = self.places.journal.display();
-        let (trouble, again) = match journal::fold(&self.places, journal::LIMITS) {
+        let Memory { places, lost } = &self.memory;
+        self.memory.tell_lost();
+        let place = places.journal.display();
+        let (trouble, again) = match journal::fold(places, journal::LIMITS) {
             Ok(Folded::Nothing) => (None, false),
             Ok(Folded::To(head, file)) => {
                 tracing::info!(
@@ -179,7 +205,7 @@ impl Thread {
             }
             Ok(Folded::NotMounted) if self.begin.elapsed() < BOOTS => (None, true),
             Ok(Folded::NotMounted) => {
-                let place = self.places.mounted.display();
+                let place = places.mounted.display();
                 (Some(format!("evidence waits in memory: {place} is not there")), true)
             }
             // A command is at it.
@@ -187,7 +213,7 @@ impl Thread {
             Err(error) => (Some(format!("evidence waits in memory: {place}: {error}")), true),
         };
         // Now that there is room again, they can be told.
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = lost.load(Ordering::Relaxed);
         let again = again || lost > 0;
         let trouble = match (trouble, lost) {
             (None, 0) => None,

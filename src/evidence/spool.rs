@@ -101,6 +101,12 @@ pub(super) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result
     }
 }
 
+/// A directory, to lock it; nothing else, as a FIFO that would keep us waiting.
+pub(super) fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+}
+
 pub(super) fn irregular(path: &Path) -> io::Error {
     let words = format!("{} is no regular file: remove it", path.display());
     io::Error::new(ErrorKind::InvalidInput, words)

@@ -34,11 +34,13 @@ pub struct Broken {
     pub why: Fault,
 }
 
-/// Nobody folds while this is held; `None`, if somebody does for long, or nothing was ever folded here.
-pub fn turn(places: &Places) -> Option<Flock<File>> {
+/// Nobody folds while these are held: neither of this system nor of another one with the same journal.
+/// `None`, if somebody does for long, or nothing was ever folded here.
+pub fn turn(places: &Places) -> [Option<Flock<File>>; 2] {
     const PATIENCE: Duration = Duration::from_secs(2);
-    let file = spool::open_regular(OpenOptions::new().write(true), &places.turn()).ok()?;
-    spool::lock_within(file, PATIENCE).ok()
+    let own = spool::open_regular(OpenOptions::new().write(true), &places.turn());
+    [own, spool::open_directory(&places.journal)]
+        .map(|it| spool::lock_within(it.ok()?, PATIENCE).ok())
 }
 
 /// Follows the chain through these files, in their order, and holds it against heads that were noted.

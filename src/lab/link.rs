@@ -4,7 +4,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind,
@@ -16,6 +15,7 @@ use socket2::{SockFilter, SockRef};
 
 use super::error::{Context, Error, Result};
 use super::host::Host;
+use crate::netlink::hardware_addresses;
 
 /// PACKET_OUTGOING of include/uapi/linux/if_packet.h.
 const OUTGOING: u8 = 4;
@@ -173,11 +173,7 @@ fn open_unbound() -> Result<OwnedFd> {
     .during("socket")
 }
 
-/// getifaddrs(3) is where safe code gets a link-layer address from.
 fn find(name: &str) -> Result<LinkAddr> {
-    getifaddrs()
-        .during("getifaddrs")?
-        .filter(|entry| entry.interface_name == name)
-        .find_map(|entry| entry.address.and_then(|address| address.as_link_addr().copied()))
-        .ok_or_else(|| Error::new(format!("no link {name}")))
+    let address = hardware_addresses().during("getifaddrs")?.remove(name);
+    address.ok_or_else(|| Error::new(format!("no link {name}")))
 }

@@ -1,6 +1,7 @@
 //! The honest test: senders that never stop, while tunnel, links, daemon and table are taken away.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,10 +13,12 @@ use super::probe::{LINKS, Probe};
 use super::report::Report;
 use super::restore::Watcher;
 use super::run::{Subject, Test};
+use super::shot::Sockets;
+use crate::config;
 use crate::dbus::client::{self, Daemon};
 use crate::lock;
 use crate::netfilter::batch::Batch;
-use crate::netlink::{Family as NetlinkFamily, Socket};
+use crate::netlink::{Family as NetlinkFamily, Link, Socket};
 use crate::policy::Policy;
 use crate::ruleset::Family;
 
@@ -46,11 +49,11 @@ pub fn disrupt(
     signals: SignalFd,
     tell: &mut dyn FnMut(&str),
 ) -> io::Result<Report> {
-    let policy = subject.policy.clone();
+    let configuration = subject.configuration.clone().unwrap_or_default();
     let (mut test, probes, _guest) = Test::begin(subject, true)?;
     test.end_by(signals);
     let senders = Senders::start(probes);
-    let mut stage = Stage { test, policy, how, watcher, tell, begin: Instant::now() };
+    let mut stage = Stage { test, configuration, how, watcher, tell, begin: Instant::now() };
     stage.play()?;
     let probes = senders.stop()?;
     // What is on its way yet.
@@ -60,7 +63,7 @@ pub fn disrupt(
 
 struct Stage<'a> {
     test: Test,
-    policy: Policy,
+    configuration: PathBuf,
     how: Disruption,
     watcher: &'a mut Watcher,
     tell: &'a mut dyn FnMut(&str),
@@ -80,29 +83,38 @@ impl Stage<'_> {
         self.test.attend(rest.max(CALM), EVERY)
     }
 
+    fn policy(&self) -> &Policy {
+        self.test.in_force.policy()
+    }
+
     fn phase(&mut self, name: &str, title: &str) {
         self.test.phase(name, title);
         (self.tell)(title);
     }
 
     fn skip(&mut self, what: &str) {
-        (self.tell)(what);
-        self.test.limits.push(what.to_owned());
+        skip(&mut self.test, self.tell, what);
     }
 
     fn cut_tunnel(&mut self) -> io::Result<()> {
-        let Some(link) = self.test.here.tunnel_link(&self.policy).filter(|it| it.up).cloned()
+        let Some(link) = self.test.here.tunnel_link(self.policy()).filter(|it| it.up).cloned()
         else {
             self.skip("tunnel-cut: not done: there is no tunnel");
             return Ok(());
         };
-        if !self.policy.routing_guard || !client::runs() {
+        if !self.policy().routing_guard || !client::runs() {
             self.skip("tunnel-cut: not done: no daemon of ours would bring the tunnel back");
             return Ok(());
         }
         self.phase("tunnel-cut", &format!("{} is set down", link.name));
         // The daemon brings it back at once; if it does not, the guard does.
-        let down = self.watcher.take_down(link.index)?;
+        let down = match self.watcher.take_down(link.index) {
+            Ok(down) => down,
+            Err(error) => {
+                skip(&mut self.test, self.tell, &gone("tunnel-cut", &link, error)?);
+                return Ok(());
+            }
+        };
         let outcome = self.test.attend(self.how.down_time, EVERY);
         drop(down);
         outcome?;
@@ -111,7 +123,7 @@ impl Stage<'_> {
 
     /// Each link that a default route leads to; where none does, each that is up.
     fn cut_links(&mut self) -> io::Result<()> {
-        let mut links = self.test.here.watched(&self.policy);
+        let mut links = self.test.here.watched(self.policy());
         links.retain(|it| it.up);
         let routed = |index| self.test.here.routers.iter().any(|it| it.0 == index);
         if links.iter().any(|it| routed(it.index)) {
@@ -126,7 +138,13 @@ impl Stage<'_> {
         }
         for link in links {
             self.phase("link-down", &format!("{} is down", link.name));
-            let down = self.watcher.take_down(link.index)?;
+            let down = match self.watcher.take_down(link.index) {
+                Ok(down) => down,
+                Err(error) => {
+                    skip(&mut self.test, self.tell, &gone("link-down", &link, error)?);
+                    continue;
+                }
+            };
             let outcome = self.test.attend(self.how.down_time, EVERY);
             self.test.phase("link-up", &format!("{} is up again", link.name));
             drop(down);
@@ -170,13 +188,13 @@ impl Stage<'_> {
             // Refused, as it should be, where somebody owns it.
             let _ = batch.commit(&socket, None);
         }
-        relock(&self.policy)?;
+        relock(&self.configuration)?;
         self.test.attend(CALM, EVERY)
     }
 
     /// The daemon gets the tunnel back by itself, if it had one and can.
     fn wait_for_tunnel(&mut self) -> io::Result<()> {
-        if self.policy.routing_guard && client::runs() {
+        if self.policy().routing_guard && client::runs() {
             let connected = |_: &Test| {
                 Daemon::report_within(EVERY)
                     .is_ok_and(|it| it.tunnel == "connected" || it.tunnel == "off")
@@ -196,19 +214,38 @@ impl Stage<'_> {
     }
 }
 
-/// Locks again, if anything opened: the daemon does, or without one we.
+fn skip(test: &mut Test, tell: &mut dyn FnMut(&str), what: &str) {
+    tell(what);
+    test.limits.push(what.to_owned());
+}
+
+/// Why a link cannot be set down that is there no more, which may be at any time.
+///
+/// # Errors
+/// It is another reason.
+fn gone(phase: &str, link: &Link, error: io::Error) -> io::Result<String> {
+    let why = format!("{phase}: not done with {}: {error}", link.name);
+    match error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) {
+        true => Ok(why),
+        false => Err(io::Error::new(error.kind(), why)),
+    }
+}
+
+/// Locks again, if anything opened: the daemon does, or without one we, by what is configured now.
 ///
 /// # Errors
 /// [`lock::Error`].
-pub fn relock(policy: &Policy) -> io::Result<()> {
+pub fn relock(configuration: &Path) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(5);
+    let policy = config::load(configuration)
+        .map_or_else(|_| Policy::strictest(), |config| Policy::from_config(&config));
     let whole = |live: lock::Live| live.locked() && live.egress.is_some() == policy.egress_guard;
     if lock::read().is_ok_and(whole) {
         return Ok(());
     }
     match Daemon::reach(PATIENCE).and_then(|daemon| daemon.lock()) {
         Ok(_) => Ok(()),
-        Err(_) => lock::lock(policy).map(drop).map_err(io::Error::other),
+        Err(_) => lock::lock(&policy).map(drop).map_err(io::Error::other),
     }
 }
 
@@ -234,8 +271,9 @@ impl Senders {
         let ends = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
+                let mut sockets = Sockets::default();
                 for probe in &mut probes {
-                    probe.fire();
+                    probe.fire(&mut sockets);
                     std::thread::sleep(PAUSE);
                 }
                 if probes.is_empty() {

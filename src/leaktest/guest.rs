@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::LinkAddr;
 
 use super::canary::{self, Run};
 use super::kernel;
@@ -65,15 +66,16 @@ impl Guest {
             }
         }
         kernel::set_up(&socket, link, true)?;
-        let hardware = packet_socket(&name)?.ok_or(io::ErrorKind::NotFound)?.1;
+        let hardware = netlink::hardware_addresses()?.get(&name).and_then(LinkAddr::addr);
+        let hardware = hardware.ok_or(io::ErrorKind::NotFound)?;
         for (frame, to) in frames(run, token, hardware) {
             let sender = guest.run(|| {
                 let route = Socket::open(Family::Route)?;
                 let own = netlink::links(&route)?.into_iter().find(|it| it.name == PEER);
                 kernel::set_up(&route, own.ok_or(io::ErrorKind::NotFound)?.index, true)?;
-                packet_socket(PEER)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+                packet_socket(PEER)
             })?;
-            guest.shots.push(Shot::new(Way::Socket(sender.0), to, frame));
+            guest.shots.push(Shot::new(Way::Socket(sender), to, frame));
         }
         Ok(guest)
     }

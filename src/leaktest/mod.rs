@@ -1,7 +1,7 @@
 //! `leaktest`: sends what must not get out, watches every link, and says what did.
 //!
 //! ```text
-//! surroundings -> probe (shots) -> kernel -> capture -> frame, judge -> record -> report
+//! surroundings -> probe (shots) -> kernel -> capture -> frame, judge (in_force) -> record -> report
 //! ```
 //!
 //! [`frame`], [`judge`], [`canary`] and [`record`] are pure.
@@ -12,6 +12,7 @@ pub mod disrupt;
 pub mod frame;
 mod guest;
 pub mod html;
+mod in_force;
 pub mod judge;
 mod kernel;
 pub mod probe;

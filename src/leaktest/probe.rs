@@ -1,14 +1,16 @@
 //! The ways out that are tried.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use nix::sys::socket::LinkAddr;
 
 use super::canary::{self, HOPS, Run};
 use super::frame::{Packet, TCP};
 use super::guest::{self, Guest};
-use super::shot::{Fired, Shot, Way, connected, packet_socket};
+use super::shot::{Fired, Shot, Sockets, Way, connected};
 use super::surroundings::Surroundings;
-use crate::netlink::Link;
+use crate::netlink::{Link, hardware_addresses};
 use crate::policy::Policy;
 
 /// So many links are tried; a machine with more is a gateway whose links are alike.
@@ -36,10 +38,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Sends everything once.
-    pub fn fire(&mut self) {
+    /// Sends everything once, by the sockets of this round.
+    pub fn fire(&mut self, sockets: &mut Sockets) {
         for shot in &self.shots {
-            match shot.fire() {
+            match shot.fire(sockets) {
                 Fired::Sent => self.sent += 1,
                 Fired::Refused => {
                     self.sent += 1;
@@ -52,6 +54,12 @@ impl Probe {
             }
         }
     }
+}
+
+/// Sends everything of all probes once.
+pub fn fire(probes: &mut [Probe]) {
+    let mut sockets = Sockets::default();
+    probes.iter_mut().for_each(|it| it.fire(&mut sockets));
 }
 
 /// Whereto each probe begins TCP connections: there is no room for a token in their first packets.
@@ -95,6 +103,7 @@ struct Planner<'a> {
     run: &'a Run,
     here: &'a Surroundings,
     links: Vec<Link>,
+    hardware: BTreeMap<String, LinkAddr>,
     plan: Plan,
     /// Probes that have nothing to send.
     idle: Vec<&'static str>,
@@ -107,7 +116,8 @@ pub fn plan(run: &Run, policy: &Policy, here: &Surroundings, lasting: bool) -> P
     // Where there are too many, those that lead to the world.
     links.sort_by_key(|link| here.routers.iter().all(|it| it.0 != link.index));
     let plan = Plan { probes: Vec::new(), limits: Vec::new(), guest: None };
-    let mut planner = Planner { run, here, links, plan, idle: Vec::new() };
+    let hardware = hardware_addresses().unwrap_or_default();
+    let mut planner = Planner { run, here, links, hardware, plan, idle: Vec::new() };
     planner.as_routed();
     planner.names();
     planner.by_each_link();
@@ -307,14 +317,12 @@ impl Planner<'_> {
                 Some(IpAddr::V4(from)) => from,
                 _ => Ipv4Addr::UNSPECIFIED,
             };
-            let (IpAddr::V4(target), Ok(Some((socket, hardware)))) =
-                (to, packet_socket(&link.name))
-            else {
+            let (IpAddr::V4(target), Some(place)) = (to, self.hardware.get(&link.name)) else {
                 continue;
             };
             let packet = canary::ipv4_datagram(from, target, HOPS, token.as_bytes());
-            let frame = wrap(hardware, &packet);
-            shots.push(Shot::new(Way::Socket(socket), SocketAddr::new(to, 0), frame));
+            let frame = wrap(place.addr().unwrap_or_default(), &packet);
+            shots.push(Shot::new(Way::Frame(*place), SocketAddr::new(to, 0), frame));
         }
         shots
     }

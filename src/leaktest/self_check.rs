@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::guest::elsewhere;
 use super::kernel;
-use super::probe::Probe;
+use super::probe::{self, Probe};
 use super::report::Machine;
 use super::run::{Subject, Test};
 use crate::lock;
@@ -62,8 +62,13 @@ pub fn run() -> io::Result<Vec<Checked>> {
         degraded: Vec::new(),
         configuration: String::new(),
     };
-    let subject =
-        Subject { policy: policy.clone(), machine, repeat: String::new(), damaged: false };
+    let subject = Subject {
+        policy: policy.clone(),
+        configuration: None,
+        machine,
+        repeat: String::new(),
+        damaged: false,
+    };
     let (mut test, mut probes, _guest) = Test::begin(subject, true)?;
     let open = leaks(&mut test, &mut probes)?;
     lock::lock(&policy).map_err(io::Error::other)?;
@@ -84,7 +89,7 @@ pub fn run() -> io::Result<Vec<Checked>> {
 }
 
 fn leaks(test: &mut Test, probes: &mut [Probe]) -> io::Result<Vec<u64>> {
-    probes.iter_mut().for_each(Probe::fire);
+    probe::fire(probes);
     test.attend(WAIT, EVERY)?;
     Ok(test.leaks())
 }

@@ -1,19 +1,23 @@
 //! One way to send one canary.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::{LinkAddr, bind};
+use nix::sys::socket::{LinkAddr, MsgFlags, bind, sendto};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::canary::HOPS;
 use super::capture::EVERYTHING;
+use crate::netlink::hardware_addresses;
 
 /// How it is handed to the kernel.
 #[derive(Debug)]
 pub enum Way {
-    /// A UDP socket, made for it.
+    /// A UDP socket.
     Udp,
     /// A TCP connection that is begun; nobody waits for it.
     Tcp,
@@ -21,8 +25,27 @@ pub enum Way {
     Icmp,
     /// A raw socket that brings IPv4's header with it.
     Header,
-    /// A socket that is there already: connected, or a packet socket.
+    /// A packet socket, and the link that gets the whole frame.
+    Frame(LinkAddr),
+    /// A socket that is there already: connected, or a packet socket of another namespace.
     Socket(Socket),
+}
+
+/// What the shots of one round send by: those that differ in receiver and content alone share a
+/// socket, which costs more than a canary. None outlives its round, so that each tries what may be
+/// opened now.
+#[derive(Debug, Default)]
+pub struct Sockets(BTreeMap<([i32; 3], Option<String>), Socket>);
+
+impl Sockets {
+    fn of(&mut self, shot: &Shot) -> io::Result<&Socket> {
+        let (domain, kind, protocol) = shot.kind();
+        let number = [domain.into(), kind.into(), protocol.map_or(0, i32::from)];
+        match self.0.entry((number, shot.link.clone())) {
+            Entry::Occupied(there) => Ok(there.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(shot.open()?)),
+        }
+    }
 }
 
 /// One canary, as often as it is wanted.
@@ -70,12 +93,17 @@ impl Shot {
     }
 
     /// Sends it once; never waits.
-    pub fn fire(&self) -> Fired {
-        if let Way::Socket(socket) = &self.way {
-            return fired(socket.send(&self.content).map(drop));
-        }
-        match self.open() {
-            Ok(socket) => fired(self.send(&socket)),
+    pub fn fire(&self, sockets: &mut Sockets) -> Fired {
+        let outcome = match &self.way {
+            Way::Socket(socket) => Ok(socket.send(&self.content).map(drop)),
+            // Used up by it; and a machine may have more addresses than files may be open.
+            _ if matches!(self.way, Way::Tcp) || self.from.is_some() => {
+                self.open().map(|it| self.send(&it))
+            }
+            _ => sockets.of(self).map(|it| self.send(it)),
+        };
+        match outcome {
+            Ok(sent) => fired(sent),
             Err(error) if is(&error, &[Errno::EAFNOSUPPORT]) => Fired::Absent,
             // A link that went, an address that is not there (any more).
             Err(error) if is(&error, &[Errno::ENODEV, Errno::EADDRNOTAVAIL, Errno::ENXIO]) => {
@@ -85,22 +113,31 @@ impl Shot {
         }
     }
 
-    fn open(&self) -> io::Result<Socket> {
-        let v4 = self.to.is_ipv4();
-        let (kind, protocol) = match self.way {
-            Way::Tcp => (Type::STREAM, None),
-            Way::Udp | Way::Socket(_) => (Type::DGRAM, None),
-            Way::Icmp if v4 => (Type::RAW, Some(Protocol::ICMPV4)),
-            Way::Icmp => (Type::RAW, Some(Protocol::ICMPV6)),
-            Way::Header => (Type::RAW, Some(Protocol::UDP)),
-        };
-        let socket = unblocking(self.to, kind, protocol)?;
-        limit_hops(&socket, self.to.ip())?;
-        if self.to.ip() == IpAddr::from(Ipv4Addr::BROADCAST) {
-            socket.set_broadcast(true)?;
+    fn kind(&self) -> (Domain, Type, Option<Protocol>) {
+        let ip = Domain::for_address(self.to);
+        match self.way {
+            Way::Tcp => (ip, Type::STREAM, None),
+            Way::Udp | Way::Socket(_) => (ip, Type::DGRAM, None),
+            Way::Icmp if self.to.is_ipv4() => (ip, Type::RAW, Some(Protocol::ICMPV4)),
+            Way::Icmp => (ip, Type::RAW, Some(Protocol::ICMPV6)),
+            Way::Header => (ip, Type::RAW, Some(Protocol::UDP)),
+            // Of no protocol and no link: it hears nothing, and need not wait when it is closed.
+            Way::Frame(_) => (Domain::PACKET, Type::RAW, None),
         }
-        if matches!(self.way, Way::Header) {
-            socket.set_header_included_v4(true)?;
+    }
+
+    /// Fit for every shot that [`Sockets::of`] takes for the same.
+    fn open(&self) -> io::Result<Socket> {
+        let (domain, kind, protocol) = self.kind();
+        let socket = Socket::new(domain, kind.nonblocking(), protocol)?;
+        if matches!(self.way, Way::Frame(_)) {
+            return Ok(socket);
+        }
+        limit_hops(&socket, domain)?;
+        match self.way {
+            Way::Udp => reach_groups(&socket, domain)?,
+            Way::Header => socket.set_header_included_v4(true)?,
+            _ => {}
         }
         if let Some(link) = &self.link {
             socket.bind_device(Some(link.as_bytes()))?;
@@ -113,8 +150,13 @@ impl Shot {
 
     fn send(&self, socket: &Socket) -> io::Result<()> {
         let to = SockAddr::from(self.to);
-        if !matches!(self.way, Way::Tcp) {
-            return socket.send_to(&self.content, &to).map(drop);
+        match &self.way {
+            Way::Tcp => {}
+            Way::Frame(link) => {
+                let sent = sendto(socket.as_raw_fd(), &self.content, link, MsgFlags::empty());
+                return Ok(sent.map(drop)?);
+            }
+            _ => return socket.send_to(&self.content, &to).map(drop),
         }
         match socket.connect(&to) {
             // A lock's reset is there at once.
@@ -127,20 +169,22 @@ impl Shot {
     }
 }
 
-/// In one call: a test makes hundreds.
-fn unblocking(to: SocketAddr, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
-    let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    Socket::new(domain, kind.nonblocking(), protocol)
+/// So that a canary does not come far.
+fn limit_hops(socket: &Socket, domain: Domain) -> io::Result<()> {
+    match domain {
+        Domain::IPV4 => socket.set_ttl_v4(HOPS.into()),
+        _ => socket.set_unicast_hops_v6(HOPS.into()),
+    }
 }
 
-/// So that a canary does not come far.
-fn limit_hops(socket: &Socket, to: IpAddr) -> io::Result<()> {
-    let hops = u32::from(HOPS);
-    match (to.is_ipv4(), to.is_multicast()) {
-        (true, false) => socket.set_ttl_v4(hops),
-        (true, true) => socket.set_multicast_ttl_v4(hops),
-        (false, false) => socket.set_unicast_hops_v6(hops),
-        (false, true) => socket.set_multicast_hops_v6(hops),
+/// Multicast as far as other canaries, and broadcast.
+fn reach_groups(socket: &Socket, domain: Domain) -> io::Result<()> {
+    match domain {
+        Domain::IPV4 => {
+            socket.set_broadcast(true)?;
+            socket.set_multicast_ttl_v4(HOPS.into())
+        }
+        _ => socket.set_multicast_hops_v6(HOPS.into()),
     }
 }
 
@@ -149,8 +193,9 @@ fn limit_hops(socket: &Socket, to: IpAddr) -> io::Result<()> {
 /// # Errors
 /// Those of sockets; where there is no route none can be connected.
 pub fn connected(to: SocketAddr, link: Option<&str>) -> io::Result<Socket> {
-    let socket = unblocking(to, Type::DGRAM, None)?;
-    limit_hops(&socket, to.ip())?;
+    let domain = Domain::for_address(to);
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), None)?;
+    limit_hops(&socket, domain)?;
     if let Some(link) = link {
         socket.bind_device(Some(link.as_bytes()))?;
     }
@@ -158,26 +203,19 @@ pub fn connected(to: SocketAddr, link: Option<&str>) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A packet socket that sends whole frames by the link of this name, with the link's address.
-/// `None`: it is not Ethernet.
+/// A packet socket that sends whole frames by the Ethernet link of this name in the caller's
+/// namespace.
 ///
 /// # Errors
-/// Those of sockets.
-pub fn packet_socket(link: &str) -> io::Result<Option<(Socket, [u8; 6])>> {
-    // getifaddrs(3) is where safe code gets a link-layer address from.
-    let of_link = |it: &nix::ifaddrs::InterfaceAddress| it.interface_name == link;
-    let place = nix::ifaddrs::getifaddrs()?
-        .filter(of_link)
-        .find_map(|it| it.address.and_then(|address| address.as_link_addr().copied()));
-    let Some((place, address)) = place.and_then(|it: LinkAddr| Some((it, it.addr()?))) else {
-        return Ok(None);
-    };
+/// Those of sockets; NotFound.
+pub fn packet_socket(link: &str) -> io::Result<Socket> {
+    let place = hardware_addresses()?.remove(link).ok_or(io::ErrorKind::NotFound)?;
     // It hears nothing: the filter shows it no frame.
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERYTHING)))?;
     socket.attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)])?;
     socket.set_nonblocking(true)?;
-    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &place)?;
-    Ok(Some((socket, address)))
+    bind(socket.as_raw_fd(), &place)?;
+    Ok(socket)
 }
 
 /// Refusals are answers, too: of a rule, a route, a link that is down or gone.

@@ -8,8 +8,7 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, sendto, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, setsockopt, socket, sockopt,
 };
 
 use super::{Applied, Error, apply};
@@ -127,17 +126,14 @@ fn loopback_probe_is_refused() -> bool {
 
 /// Sends each link an empty frame to itself that the guard must refuse with ENOBUFS.
 fn probe(links: &[Link]) -> Result<Guard, Error> {
-    let addresses: Vec<(String, LinkAddr)> = nix::ifaddrs::getifaddrs()
-        .map_err(std::io::Error::from)?
-        .filter_map(|it| Some((it.interface_name, *it.address?.as_link_addr()?)))
-        .collect();
+    let addresses = netlink::hardware_addresses()?;
     let sender =
         socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)
             .map_err(std::io::Error::from)?;
     let mut guard = Guard::default();
     for link in links {
-        let address = addresses.iter().find(|(name, _)| *name == link.name).map(|(_, it)| it);
-        let Some(address) = address.filter(|_| link.ethernet) else {
+        let address = addresses.get(&link.name).filter(|_| link.ethernet);
+        let Some(address) = address else {
             guard.unproven.push((link.name.clone(), "not an ethernet link".into()));
             continue;
         };

@@ -6,11 +6,13 @@
 mod addresses;
 mod attached;
 mod encode;
+mod hardware;
 mod links;
 mod socket;
 
 pub use addresses::{Address, addresses};
 pub use attached::{Attached, Filter, attached, filters, namespace_number};
 pub(crate) use encode::encode;
+pub use hardware::hardware_addresses;
 pub use links::{Link, links};
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

@@ -349,6 +349,8 @@ impl Packet {
             Field::Ip6FragOff => self.later_fragment.then(|| vec![5, 200])?,
             Field::IpTtl | Field::Ip6Hoplimit => vec![self.hop_limit],
             Field::UdpSport | Field::ThSport => self.ports?.0.to_be_bytes().to_vec(),
+            // Other protocols' headers have bytes there, too, which mean something else.
+            Field::ThDport if self.is_of_another_protocol() => vec![0, 0],
             Field::UdpDport | Field::ThDport => self.ports?.1.to_be_bytes().to_vec(),
             Field::IcmpType | Field::Icmpv6Type => vec![self.icmp_type?],
             Field::ArpSaddrIp => v4(self.source)?,
@@ -364,6 +366,10 @@ impl Packet {
             Field::WireguardReserved => self.payload.get(1..4)?.to_vec(),
             Field::BootpCookie => self.payload.get(236..240)?.to_vec(),
         })
+    }
+
+    fn is_of_another_protocol(&self) -> bool {
+        self.is_ip() && !self.later_fragment && !matches!(self.protocol, 6 | 17)
     }
 
     fn is_ip(&self) -> bool {

@@ -34,7 +34,7 @@ const BUFFER: usize = 8 << 20;
 /// (include/uapi/linux/rtnetlink.h).
 const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 /// NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h).
-const TABLE_GROUPS: [u32; 1] = [7];
+pub(crate) const TABLE_GROUPS: [u32; 1] = [7];
 
 /// What kind of thing changed since the last time; one of them at least.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

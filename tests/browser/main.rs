@@ -33,12 +33,12 @@ fn the_examples_are_written_for_the_browser() {
     }
     let entries = examples::journal();
     let words: Vec<String> = entries.iter().map(evidence::words::event).collect();
-    let whole = evidence::html::page(&entries, Some(examples::HEAD), None);
+    let whole = evidence::html::page(entries.iter().cloned(), Some(examples::HEAD), None);
     write(&folder, "evidence-whole", &whole, &words);
     let why = "line 2 of 000001.jsonl: entry 2 follows no entry 1 that is there";
-    let broken = evidence::html::page(&entries, None, Some(why));
+    let broken = evidence::html::page(entries.iter().cloned(), None, Some(why));
     write(&folder, "evidence-broken", &broken, &[&words[..], &[why.into()]].concat());
-    let empty = evidence::html::page(&[], None, None);
+    let empty = evidence::html::page([], None, None);
     write(&folder, "evidence-empty", &empty, &["Whole".into()]);
 }
 

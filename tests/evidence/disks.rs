@@ -1,13 +1,16 @@
 //! A full disk and one that cannot be written: the lock does not care, and nothing is lost.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 
+use killswitch::evidence::chain;
 use killswitch::lab::harness::{Failed, Outcome, Test, eventually};
 use killswitch::lab::{Daemon, Lab, Result, setup};
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
-use crate::journal::{DIRECTORY, PENDING, begin_anew, events, last};
+use crate::journal::{DIRECTORY, PENDING, begin_anew, events, files, last};
 use crate::machine::Machine;
 
 pub const TESTS: &[Test] = &[
@@ -16,6 +19,8 @@ pub const TESTS: &[Test] = &[
     ("disks::a_disk_that_cannot_be_written", read_only),
     ("disks::memory_that_is_full", full_memory),
     ("disks::a_writer_that_hangs_keeps_nobody_waiting", hung),
+    ("disks::a_disk_that_never_answers_keeps_nobody_waiting", never_answers),
+    ("disks::a_long_journal_takes_little_memory", long),
 ];
 
 /// A disk of its own for the journal; gone when dropped.
@@ -48,6 +53,36 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = run(&["umount", "-l", self.0]);
+    }
+}
+
+/// A file system of which nobody serves what is asked: whoever asks waits for as long as this lives.
+struct Hanging {
+    server: Option<fs::File>,
+    place: &'static str,
+}
+
+impl Hanging {
+    fn new(place: &'static str) -> Result<Self> {
+        killswitch::lab::namespaces::assert_private()?;
+        let server = fs::File::options().read(true).write(true).open("/dev/fuse");
+        let server = server.map_err(killswitch::lab::Error::new)?;
+        let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        let options =
+            format!("fd={},rootmode=40000,user_id={user},group_id={group}", server.as_raw_fd());
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        fs::create_dir_all(place).map_err(killswitch::lab::Error::new)?;
+        mount(Some("nobody"), place, Some("fuse"), flags, Some(options.as_str()))
+            .map_err(killswitch::lab::Error::new)?;
+        Ok(Hanging { server: Some(server), place })
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        // Whoever waits gets an error now.
+        self.server = None;
+        let _ = run(&["umount", "-l", self.place]);
     }
 }
 
@@ -178,5 +213,76 @@ fn hung() -> Outcome {
     })?;
     drop(daemon);
     assert!(ask(&["evidence", "verify"])?.status.success());
+    Ok(())
+}
+
+/// An NFS server that is gone, a disk that dies: nothing of the lock waits for it, and no command for
+/// ever.
+fn never_answers() -> Outcome {
+    let lab = Lab::with_servers()?;
+    begin_anew()?;
+    let configuration = setup::write_configuration(&lab, "")?;
+    let program = setup::program()?;
+    let disk = Hanging::new("/var/lib/killswitch")?;
+    let words = |path: &std::path::Path| path.display().to_string();
+    let (program_words, file) = (words(&program), words(&configuration));
+    let ask = |arguments: &[&str]| {
+        let line = ["300", &program_words, "--config", &file];
+        lab.client.output("timeout", &[&line[..], arguments].concat())
+    };
+    for (arguments, state) in [(&["lock", "--yes"][..], 10), (&["unlock", "--yes"], 20)] {
+        assert_eq!(ask(arguments)?.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(ask(&["status"])?.status.code(), Some(state), "{arguments:?}");
+    }
+    let daemon = Daemon::start_and_wait(&lab, &program, &configuration)?;
+    for (arguments, open) in [
+        (&["unlock", "--yes"][..], true),
+        (&["lock", "--yes"], false),
+        (&["reload", "--yes"], false),
+    ] {
+        assert_eq!(ask(arguments)?.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(ask(&["status"])?.status.code() == Some(20), open, "{arguments:?}");
+    }
+    drop(daemon);
+    drop(disk);
+    assert!(ask(&["lock", "--yes"])?.status.success());
+    let unlocked = events()?.iter().filter(|it| *it == "unlock").count();
+    assert_eq!(unlocked, 2, "{:?}", events()?);
+    assert!(ask(&["evidence", "verify"])?.status.success());
+    Ok(())
+}
+
+/// Twice as long as one can be, in less memory than its entries take in parts; a page is made in more.
+fn long() -> Outcome {
+    const BYTES: usize = 64 << 20;
+    let machine = Machine::new()?;
+    begin_anew()?;
+    machine.killswitch(&["lock"])?.exits(0);
+    let path = files().pop().ok_or("no journal")?;
+    let mut lines = fs::read_to_string(&path)?;
+    let last = lines.lines().last().ok_or("no entry")?.to_owned();
+    let body = last.split_once("\",").ok_or("no entry")?.1.to_owned();
+    let mut seq = lines.lines().count();
+    let mut previous = chain::hash(format!("{last}\n").as_bytes());
+    while lines.len() < BYTES {
+        seq += 1;
+        let line = format!("{{\"seq\":{seq},\"previous\":\"{previous}\",{body}\n");
+        previous = chain::hash(line.as_bytes());
+        lines += &line;
+    }
+    fs::write(&path, lines)?;
+    let page = machine.path("page.html").display().to_string();
+    for (arguments, kilobytes) in [
+        (&["evidence", "show"][..], 250_000),
+        (&["evidence", "verify"], 100_000),
+        (&["evidence", "export", "--format", "html", "--output", &page], 650_000),
+    ] {
+        let mut shell = machine.command(arguments);
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {kilobytes}; exec \"$@\" >/dev/null"), "sh"]);
+        command.arg(shell.get_program()).args(shell.get_args());
+        shell = command;
+        machine.run(shell)?.exits(0);
+    }
     Ok(())
 }

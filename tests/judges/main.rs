@@ -193,7 +193,8 @@ fn connections(step: &Step) -> Vec<Connection> {
         Body::Icmp(ICMP | ICMPV6, 0 | 8 | 128 | 129, _) | Body::Other(_) => {
             Ports { from: 0, to: 0 }
         }
-        Body::Icmp(..) | Body::NotIp => return Vec::new(),
+        // Conntrack takes no half header.
+        Body::Icmp(..) | Body::Cut(_) | Body::NotIp => return Vec::new(),
     };
     let mut sources = vec![packet.source];
     if matches!(step.way, Way::Sent(TUNNEL) | Way::Forwarded(_, TUNNEL)) {

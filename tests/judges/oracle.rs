@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use killswitch::policy::{LinkPattern, MessageShape, Policy, Protocol};
 
 use crate::packet::{
-    ARP, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV6, LOOPBACK, Link, Packet, TCP, UDP, Way,
+    ARP, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV6, LOOPBACK, Link, Packet, Ports, TCP, UDP,
+    Way,
 };
 use crate::packets::Step;
 
@@ -293,12 +294,14 @@ fn is_to_lan(policy: &Policy, packet: &Packet) -> bool {
         return false;
     }
     policy.lan_dns.contains(&packet.destination)
-        || !asks_for_names(packet)
+        || !may_ask_for_names(packet)
             && (is_in_lan(policy, packet.destination) || joins_a_group(policy, packet))
 }
 
-fn asks_for_names(packet: &Packet) -> bool {
-    packet.ports().is_some_and(|ports| matches!(ports.to, 53 | 853 | 5353 | 5355))
+/// Nobody knows what is cut short before its ports.
+fn may_ask_for_names(packet: &Packet) -> bool {
+    let asks = |ports: Ports| matches!(ports.to, 53 | 853 | 5353 | 5355);
+    matches!(packet.body, Body::Cut(_)) || packet.ports().is_some_and(asks)
 }
 
 fn is_in_lan(policy: &Policy, address: IpAddr) -> bool {

@@ -62,6 +62,8 @@ pub enum Body {
     Tcp(Ports),
     /// Protocol, type, what follows the first four bytes.
     Icmp(u8, u8, Vec<u8>),
+    /// TCP or UDP, too short for its ports.
+    Cut(u8),
     /// Another protocol of IP.
     Other(u8),
     /// Not IP.
@@ -92,7 +94,7 @@ impl Packet {
         Some(match &self.body {
             Body::Udp(..) => UDP,
             Body::Tcp(_) => TCP,
-            Body::Icmp(protocol, ..) | Body::Other(protocol) => *protocol,
+            Body::Icmp(protocol, ..) | Body::Cut(protocol) | Body::Other(protocol) => *protocol,
             Body::NotIp => return None,
         })
     }

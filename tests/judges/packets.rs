@@ -501,7 +501,7 @@ impl Maker<'_> {
                 false => *kind = kind.wrapping_add(self.dice.pick(&[1, 255])),
             },
             Body::Other(protocol) => *protocol = self.dice.pick(&[1, 2, 3, 253]),
-            Body::NotIp => {}
+            Body::Cut(_) | Body::NotIp => {}
         }
     }
 
@@ -537,6 +537,7 @@ impl Maker<'_> {
     fn any_body(&mut self, ethertype: u16) -> Body {
         match self.dice.below(5) {
             0 => Body::Icmp(if ethertype == IPV4 { ICMP } else { ICMPV6 }, 8, vec![0; 12]),
+            1 if self.dice.once_in(3) => Body::Cut(self.dice.pick(&[TCP, UDP])),
             1 => Body::Other(self.dice.pick(&[253, IGMP, 132])),
             _ => self.transport_body(),
         }

@@ -63,6 +63,7 @@ fn body(packet: &Packet, from: &[u8], to: &[u8]) -> Vec<u8> {
             bytes.extend(rest);
             2
         }
+        Body::Cut(_) => return vec![0x11; 3],
         Body::Other(_) | Body::NotIp => return vec![0x11; 16],
     };
     let protocol = packet.protocol().unwrap_or_default();

@@ -136,7 +136,7 @@ const HOLES: &[Hole] = &[
     ("ip daddr 198.51.100.0/24 tcp dport 443 accept", &["server-tcp"]),
 ];
 
-fn nft(locked: &LockedLab, words: &str) -> Result<()> {
+pub fn nft(locked: &LockedLab, words: &str) -> Result<()> {
     let arguments: Vec<&str> = ["60", "nft"].into_iter().chain(words.split(' ')).collect();
     locked.lab.client.command("timeout", &arguments).map(drop)
 }

@@ -73,6 +73,10 @@ pub fn allow_lan() -> Outcome {
         is_mute(&lab.internet, &TO_CLIENT)
     })?;
     seen.must_be_clean()?;
+    // In fragments, of which the later ones have no ports.
+    for neighbour in ["192.168.1.20", "2001:db8:1::20"] {
+        it.lab.client.command("ping", &["-c3", "-W5", "-s4000", neighbour])?;
+    }
     hold(&it, &beyond)?;
     Ok(())
 }

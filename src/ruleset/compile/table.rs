@@ -23,7 +23,9 @@ impl Build<'_> {
         chain("leave", rules)
     }
 
-    /// LAN traffic without name look-ups; returns where it does not decide.
+    /// LAN traffic without name look-ups; returns where it does not decide. Where a port should stand
+    /// something must: what is cut short before it, or hides it behind extension headers that cannot
+    /// be read, may be a look-up. Of what is sent in fragments the first one is asked.
     pub(super) fn lan_chain(&self) -> Option<Chain> {
         if self.policy.lan.is_empty() {
             return None;
@@ -42,11 +44,12 @@ impl Build<'_> {
             "name look-up to the lan",
         ));
         for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
-            rules.push(rule(
-                self.of(ip, [is_in(ip.daddr(), ip.set("lan"))]),
-                Action::Accept,
-                "lan",
-            ));
+            let to_lan = is_in(ip.daddr(), ip.set("lan"));
+            let any_port = between(Field::ThDport, u16::MIN.to_be_bytes(), u16::MAX.to_be_bytes());
+            let mut later = later_fragment(ip);
+            later.push(to_lan.clone());
+            rules.push(rule(self.of(ip, [to_lan, any_port]), Action::Accept, "lan"));
+            rules.push(rule(self.of(ip, later), Action::Accept, "lan"));
         }
         rules.extend(self.multicast_membership());
         Some(chain("lan", rules))
