@@ -116,12 +116,14 @@ fn hibernate_and_resume(suite: Suite, name: &str) -> Outcome {
 
 fn hibernate(stage: &mut Stage) -> killswitch::lab::Result<()> {
     stage.machine.run(
-        "set -e; mkswap /dev/vdc; swapon /dev/vdc; mkdir -p /etc/systemd/sleep.conf.d
+        "set -e; swapon /dev/vdc; mkdir -p /etc/systemd/sleep.conf.d
          printf '[Sleep]\\nHibernateMode=reboot\\n' >/etc/systemd/sleep.conf.d/vm.conf",
     )?;
-    stage.machine.begin("systemctl hibernate")?;
+    stage.machine.begin("systemctl hibernate >/run/said 2>&1")?;
     let waited = stage.machine.wait_for_event("RESET");
-    waited.map_err(|error| stage.explained(&error, "journalctl --no-pager --boot -n 60"))?;
+    waited.map_err(|error| {
+        stage.explained(&error, "cat /run/said; journalctl --no-pager --boot -n 60")
+    })?;
     // It is in what was resumed, not in what booted.
     stage.machine.wait_for_another_shell("dmesg | grep 'hibernation exit'")
 }
