@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use killswitch::lab::Fault;
 use killswitch::lab::harness::{Outcome, Test, eventually};
 use nix::sys::signal::Signal;
 
@@ -12,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("a_working_tunnel_is_adopted_without_a_new_handshake", adopted),
     ("without_routes_into_the_tunnel_nothing_counts_as_connected", unrouted),
     ("sigterm_leaves_lock_and_tunnel", terminated),
+    ("what_was_changed_before_sigterm_is_mended", terminated_after_a_change),
     ("sigterm_takes_the_tunnel_down_if_configured", terminated_without_tunnel),
     ("a_hung_daemon_keeps_nobody_from_unlocking", hung),
     ("a_dead_daemon_keeps_nobody_from_unlocking", dead),
@@ -82,6 +84,21 @@ fn terminated() -> Outcome {
     assert!(stage.has_traffic()?, "the tunnel goes on");
     assert_eq!(stage.status()?["intact"], true);
     stage.nothing_leaked("SIGTERM")?;
+    Ok(())
+}
+
+fn terminated_after_a_change() -> Outcome {
+    let mut stage = Stage::set()?;
+    // It finds both when it goes on.
+    stage.daemon.signal(Signal::SIGSTOP)?;
+    Fault::RulesDeleted.apply(&mut stage.lab)?;
+    assert_eq!(stage.status()?["intact"], false);
+    stage.daemon.signal(Signal::SIGTERM)?;
+    stage.daemon.signal(Signal::SIGCONT)?;
+    eventually("it ends", || Ok(!stage.daemon.runs()))?;
+    let status = stage.status()?;
+    assert_eq!(status["intact"], true, "{status:#}");
+    stage.nothing_leaked("SIGTERM after a change")?;
     Ok(())
 }
 

@@ -61,8 +61,9 @@ pub fn move_to(stage: &mut Stage, network: &Network) -> Result<()> {
     stage.plug_into(network)?;
     stage.machine.wait_for(NO_CARRIER)?;
     stage.machine.cable(true)?;
-    let address = network.leases.address;
-    stage.machine.wait_for(&format!("ip -4 address show dev eth0 | grep -q {address}")).map(drop)
+    let leased = format!("ip -4 address show dev eth0 | grep -q {}", network.leases.address);
+    let waited = stage.machine.wait_for(&leased).map(drop);
+    waited.map_err(|error| stage.explained(&error, "networkctl --no-pager --full status eth0"))
 }
 
 /// Is in a network until it has believed it, and goes home.
@@ -82,6 +83,12 @@ pub fn visit_a_lan_of_public_addresses(stage: &mut Stage) -> Result<()> {
     networks::claim(&stage.lab, "delete")
 }
 
+/// systemd-logind has said that the sleep is over, and networkd, which answers in turn, has heard it.
+const AWAKE: &str = "busctl get-property org.freedesktop.login1 /org/freedesktop/login1 \
+    org.freedesktop.login1.Manager PreparingForSleep | grep false &&
+    busctl get-property org.freedesktop.network1 /org/freedesktop/network1 \
+    org.freedesktop.network1.Manager OperationalState";
+
 /// S3: memory stays on, all else is off. It wakes up in the network given, if one is: the cable is
 /// pulled out and in then, since QEMU's network card does not tell what became of it meanwhile.
 pub fn suspend(stage: &mut Stage, elsewhere: Option<&Network>) -> Result<()> {
@@ -93,8 +100,9 @@ pub fn suspend(stage: &mut Stage, elsewhere: Option<&Network>) -> Result<()> {
     sleep(Duration::from_secs(3));
     stage.machine.press("system_wakeup")?;
     stage.machine.wait_for_event("WAKEUP")?;
-    // Programs run again once the network card does.
+    // Programs run again once the network card does; networkd begins anew when it hears of it.
     stage.machine.run("true")?;
+    stage.machine.wait_for(AWAKE)?;
     elsewhere.map_or(Ok(()), |network| move_to(stage, network))
 }
 

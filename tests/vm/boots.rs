@@ -1,7 +1,7 @@
 //! From power-on to power-off: no frame is sent that must not be, from the first to the last.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use killswitch::lab::harness::{Failed, Outcome};
 
@@ -9,7 +9,7 @@ use super::Scenario;
 use super::plan::{Configurator, Plan, Suite};
 use super::record::{self, Seen};
 use super::stage::Stage;
-use super::ways::{self, Excused, WHERE_ANYBODY_MAY_FLUSH};
+use super::ways::{self, Excused, WHERE_ANYBODY_MAY_FLUSH, WHERE_ANYBODY_MAY_FLUSH_AT_SHUTDOWN};
 
 pub const SCENARIOS: &[Scenario] = &[
     ("boot_networkd", |suite, name| {
@@ -32,10 +32,10 @@ pub const SCENARIOS: &[Scenario] = &[
     }),
     ("boot_with_nftables_service", |suite, name| {
         let plan = networkd().with("systemd.wants=nftables.service");
-        // It has flushed, and loaded Debian's example.
+        // It has flushed, and loaded Debian's example. Being stopped it flushes again.
         let ran = "systemctl is-active nftables
                    nft list table inet filter";
-        power_on_to_off(suite, name, &plan, ran, WHERE_ANYBODY_MAY_FLUSH)
+        power_on_to_off(suite, name, &plan, ran, WHERE_ANYBODY_MAY_FLUSH_AT_SHUTDOWN)
     }),
     ("boot_with_firewalld", |suite, name| {
         let plan = networkd().with("systemd.wants=firewalld.service");
@@ -78,13 +78,14 @@ fn prove(stage: &mut Stage, proof: &str) -> killswitch::lab::Result<()> {
 /// Nobody answers for a while; then the tunnel comes up by itself. Minutes: VM_DEAD_SERVERS_S.
 fn dead_servers(suite: Suite, name: &str) -> Outcome {
     let plan = networkd();
-    let control = control(suite, &plan, |_| Ok(()))?;
     let seconds = std::env::var("VM_DEAD_SERVERS_S").ok().and_then(|text| text.parse().ok());
     let mut stage = Stage::boot_with(suite, &plan, |lab| {
         lab.servers.iter().try_for_each(killswitch::lab::VpnServer::silence)
     })?;
     stage.machine.wait_for("killswitch status; [ $? = 10 ]")?;
-    sleep(Duration::from_secs(seconds.unwrap_or(30)));
+    let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(30));
+    let control = control(suite, &plan, |_| Ok(()))?;
+    sleep(end.saturating_duration_since(Instant::now()));
     stage.lab.servers.iter().try_for_each(killswitch::lab::VpnServer::end_silence)?;
     connect_and_end(stage, suite, name, control, &[])
 }
@@ -115,11 +116,14 @@ fn hibernate_and_resume(suite: Suite, name: &str) -> Outcome {
 
 fn hibernate(stage: &mut Stage) -> killswitch::lab::Result<()> {
     stage.machine.run(
-        "set -e; mkswap /dev/vdc; swapon /dev/vdc; mkdir -p /etc/systemd/sleep.conf.d
+        "set -e; swapon /dev/vdc; mkdir -p /etc/systemd/sleep.conf.d
          printf '[Sleep]\\nHibernateMode=reboot\\n' >/etc/systemd/sleep.conf.d/vm.conf",
     )?;
-    stage.machine.begin("systemctl hibernate")?;
-    stage.machine.wait_for_event("RESET")?;
+    stage.machine.begin("systemctl hibernate >/run/said 2>&1")?;
+    let waited = stage.machine.wait_for_event("RESET");
+    waited.map_err(|error| {
+        stage.explained(&error, "cat /run/said; journalctl --no-pager --boot -n 60")
+    })?;
     // It is in what was resumed, not in what booted.
     stage.machine.wait_for_another_shell("dmesg | grep 'hibernation exit'")
 }
@@ -135,7 +139,7 @@ fn connect_and_end(
     let back = stage.wait_until_connected()?;
     stage.power_off()?;
     let excused =
-        stage.nothing_leaked_but("power-on to power-off", ways::excused(excused, suite))?;
+        stage.nothing_leaked_but("power-on to power-off", &ways::excused(excused, suite))?;
     Ok(record::write(suite, name, &Seen::Held { control, excused, back })?)
 }
 

@@ -45,13 +45,15 @@ impl Files {
         self.0.join("disk")
     }
 
-    /// An empty disk that a machine's memory fits into.
+    /// Swap space that a machine's memory fits into: the initrd looks for it, and tells the kernel.
     ///
     /// # Errors
-    /// The words of `qemu-img`.
+    /// Those of files; the words of `mkswap`.
     pub fn swap(&self) -> Result<PathBuf> {
         let path = self.0.join("swap");
-        qemu_img(&["create", "-q", "-f", "qcow2"], &[path.as_os_str(), "1G".as_ref()])?;
+        let file = std::fs::File::create(&path).during(path.display())?;
+        file.set_len(1 << 30).during(path.display())?;
+        succeed(Command::new("mkswap").arg(&path))?;
         Ok(path)
     }
 }
@@ -155,10 +157,17 @@ fn make_overlay(base: &Path, disk: &Path) -> Result<()> {
 }
 
 fn qemu_img(options: &[&str], operands: &[&OsStr]) -> Result<()> {
-    let output = Command::new("qemu-img").args(options).args(operands).output();
-    let output = output.during("qemu-img")?;
+    succeed(Command::new("qemu-img").args(options).args(operands))
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Its words.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let output = command.output().during(format!("{command:?}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::new(format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr))))
+    Err(Error::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
 }

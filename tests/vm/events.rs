@@ -98,7 +98,15 @@ pub const EVENTS: &[Event] = &[
         )?;
         let believed = "resolvectl dns eth0 | grep -q 8.8.8.8 &&
                         ip link show eth0 | grep -E 'mtu (576|1280)'";
-        visit(stage, &Network::with_hostile_resolver(), believed)
+        visit(stage, &Network::with_hostile_resolver(), believed)?;
+        // With a lease that changed the MTU, networkd overlooks that the cable was out for a few
+        // seconds (link_carrier_lost()): it is still the other network's.
+        script(
+            stage,
+            "set -e; rm -r /run/systemd/network/50-wired.network.d
+             networkctl reload; ip link set dev eth0 mtu 1500",
+        )?;
+        stage.machine.wait_for("! resolvectl dns eth0 | grep 8.8.8.8").map(drop)
     }),
     Event::new("router_advertises_hostile_routes", |stage| {
         let believed = "ip -6 route | grep -q '^2606:4700:4700::1111'";
@@ -342,7 +350,7 @@ pub fn befall(event: &Event, suite: Suite) -> Outcome {
         stage.nothing_leaked("what came before")?;
         (event.happen)(stage)?;
         let back = stage.wait_until_connected()?;
-        let excused = stage.nothing_leaked_but(event.name, excused)?;
+        let excused = stage.nothing_leaked_but(event.name, &excused)?;
         sleep(Duration::from_secs(1));
         stage.nothing_leaked("what came after it")?;
         Ok((excused, back))

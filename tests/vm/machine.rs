@@ -287,7 +287,7 @@ fn arguments(directory: &Path, start: &Start) -> Vec<String> {
         option("-drive", format!("file={},format=raw,if=virtio,readonly=on", payload.display()));
     }
     if let Some(swap) = &start.swap {
-        option("-drive", format!("file={},format=qcow2,if=virtio,cache=unsafe", swap.display()));
+        option("-drive", format!("file={},format=raw,if=virtio,cache=unsafe", swap.display()));
     }
     option("-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no,vnet_hdr=off".into());
     option("-device", format!("virtio-net-pci,netdev=n0,mac={ADDRESS},romfile="));

@@ -2,7 +2,8 @@
 //! sends is captured outside of it, and judged.
 //!
 //! `make test-vm` has what is seen at every change of the code, `make test-vm-long` all.
-//! VM_SUITES="trixie": one release only. VM_SCRIPT="journalctl" and the scenario "script": to try
+//! VM_SUITES="trixie": one release only. Scenarios are named in full, with or without their release,
+//! many with commas: "kexec,trixie::reboot". VM_SCRIPT="journalctl" and the scenario "script": to try
 //! something out in a machine that is connected. Images: tests/vm/image.
 
 use std::process::ExitCode;
@@ -64,9 +65,17 @@ fn main() -> ExitCode {
             trials.push(trial.with_ignored_flag(true));
         }
     }
+    if let Some(names) = arguments.filter.take() {
+        trials.retain(|trial| is_named(trial.name(), &names));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     events::switch_off();
     conclusion.exit_code()
+}
+
+/// Not by a part of the name: "reboot" is not every boot.
+fn is_named(title: &str, names: &str) -> bool {
+    names.split(',').any(|name| title == name || title.split("::").last() == Some(name))
 }
 
 /// What failed at once, instead of in an hour.

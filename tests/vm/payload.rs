@@ -9,6 +9,8 @@ use killswitch::lab::setup::server_table;
 use killswitch::lab::wireguard::KeyPair;
 use killswitch::lab::{Context, Error, Result};
 
+use super::disks;
+
 /// The version of another package with the same program: what is upgraded from.
 pub const OLDER: &str = "0.0.1";
 
@@ -41,19 +43,21 @@ pub fn write(file: &Path, keys: &[KeyPair; 3], work: &Path) -> Result<()> {
     make_older(&package, &directory.join("older.deb"))?;
     put("killswitch.toml", configuration(keys).as_bytes())?;
     put("private.key", format!("{}\n", keys[0].private_text()).as_bytes())?;
-    run(Command::new("tar")
-        .args(["--create", "--file"])
-        .arg(file)
-        .arg("--directory")
-        .arg(&directory)
-        .arg("."))
+    disks::succeed(
+        Command::new("tar")
+            .args(["--create", "--file"])
+            .arg(file)
+            .arg("--directory")
+            .arg(&directory)
+            .arg("."),
+    )
 }
 
 /// The same package, but for its version.
 fn make_older(package: &Path, older: &Path) -> Result<()> {
     let files = older.with_extension("files");
     let _ = std::fs::remove_dir_all(&files);
-    run(Command::new("dpkg-deb").arg("--raw-extract").args([package, &files]))?;
+    disks::succeed(Command::new("dpkg-deb").arg("--raw-extract").args([package, &files]))?;
     let control = files.join("DEBIAN/control");
     let text = std::fs::read_to_string(&control).during(control.display())?;
     let lines = text.lines().map(|line| match line.strip_prefix("Version: ") {
@@ -61,18 +65,12 @@ fn make_older(package: &Path, older: &Path) -> Result<()> {
         None => format!("{line}\n"),
     });
     std::fs::write(&control, lines.collect::<String>()).during(control.display())?;
-    run(Command::new("dpkg-deb")
-        .args(["--root-owner-group", "-Zgzip", "--build"])
-        .args([&files, older]))?;
+    disks::succeed(
+        Command::new("dpkg-deb")
+            .args(["--root-owner-group", "-Zgzip", "--build"])
+            .args([&files, older]),
+    )?;
     std::fs::remove_dir_all(&files).during(files.display())
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().during(format!("{command:?}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(Error::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
 /// What `make deb` has built.

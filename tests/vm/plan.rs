@@ -18,7 +18,7 @@ pub struct Plan {
     /// Whether the kill switch is installed and enabled: the positive control is without.
     pub guarded: bool,
     pub stock_initrd: bool,
-    /// An empty disk at /dev/vdc.
+    /// Swap space at /dev/vdc.
     pub swap: bool,
     /// More of the kernel's command line.
     pub append: String,

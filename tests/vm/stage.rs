@@ -160,9 +160,14 @@ impl Stage {
             .map_err(|error| {
                 let look = "killswitch status; ip address; ip route; ip rule; wg; \
                             journalctl --no-pager -n 60 -u killswitch -u killswitch-lock";
-                let more = self.machine.ask(look).map_or_else(|it| it.to_string(), |it| it.text);
-                Error::new(format!("{error}\n{more}"))
+                self.explained(&error, look)
             })
+    }
+
+    /// An error, and what the machine says of itself.
+    pub fn explained(&mut self, error: &Error, look: &str) -> Error {
+        let more = self.machine.ask(look).map_or_else(|it| it.to_string(), |it| it.text);
+        Error::new(format!("{error}\n{more}"))
     }
 
     /// What it has sent since the last look.
@@ -195,10 +200,7 @@ impl Stage {
     ) -> std::result::Result<u64, Failed> {
         let mut report = self.sent()?;
         let before = report.leaked_total();
-        let known = |kind: &str| {
-            !kind.contains("tunnel's own address") && excused.iter().any(|it| kind.contains(it))
-        };
-        report.leaked.retain(|kind, _| !known(kind));
+        report.leaked.retain(|kind, _| !ways::is_excused(kind, excused));
         if report.leaked_total() == 0 {
             return Ok(before);
         }

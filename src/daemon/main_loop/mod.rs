@@ -20,7 +20,7 @@ use super::lanes::{Lane, Lanes, Report};
 use super::{Error, Plan, now, system};
 use crate::config::Config;
 use crate::dbus;
-use crate::engine::{Command, Effect, Engine, Event, State, Time};
+use crate::engine::{Command, Effect, Engine, Event, Layer, State, Time};
 use crate::evidence::{Places, Recorder, Trouble, What, ruleset_hash};
 use crate::exceptions::Book;
 use crate::lock::{self, Keeper};
@@ -327,6 +327,7 @@ impl Daemon {
             self.tighten(None);
             self.finish(|daemon| daemon.exceptions.is_empty(), "exceptions are closed").await;
         }
+        self.hold_once_more().await;
         let keep = self.config.as_ref().is_none_or(|config| config.tunnel.keep_at_stop);
         if keep || matches!(self.engine.state(), State::External { .. }) {
             tracing::info!("stopping; the lock and the tunnel stay");
@@ -335,6 +336,13 @@ impl Daemon {
         tracing::info!("stopping; the lock stays");
         self.decide(Event::Command(Command::Disconnect));
         self.finish(|daemon| daemon.under_way.is_empty(), "the tunnel is down").await;
+    }
+
+    /// The signal is heard before any change of the lock, and Debian's nftables.service flushes, where
+    /// it can, just before this daemon's turn to stop: nobody would mend that.
+    async fn hold_once_more(&mut self) {
+        self.decide(Event::Disturbed(Layer::Tables));
+        self.finish(|daemon| daemon.holds_ended == daemon.holds_asked, "the lock is whole").await;
     }
 
     /// Waits for what must be done before the daemon ends, but not for ever.
