@@ -1,5 +1,6 @@
 //! A ruleset as `nft -f` reads it.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -44,7 +45,9 @@ fn chain(chain: &Chain) -> String {
         let _ = writeln!(text, "\t\t{}", hook(base));
     }
     for it in &chain.rules {
-        let _ = writeln!(text, "\t\t{}", rule(it));
+        text.push_str("\t\t");
+        push_rule(&mut text, it);
+        text.push('\n');
     }
     text.push_str("\t}\n");
     text
@@ -73,15 +76,23 @@ pub(super) fn hook(base: &Base) -> String {
 
 /// One rule as nft writes it.
 pub fn rule(rule: &Rule) -> String {
-    let mut words: Vec<String> = rule.matches.iter().map(condition).collect();
+    let mut text = String::new();
+    push_rule(&mut text, rule);
+    text
+}
+
+fn push_rule(text: &mut String, rule: &Rule) {
+    for it in &rule.matches {
+        push_condition(text, it);
+        text.push(' ');
+    }
     if rule.counter {
-        words.push("counter".into());
+        text.push_str("counter ");
     }
-    words.push(action(&rule.action));
+    text.push_str(&action(&rule.action));
     if !rule.comment.is_empty() {
-        words.push(format!("comment \"{}\"", rule.comment));
+        text.extend([" comment \"", &rule.comment, "\""]);
     }
-    words.join(" ")
 }
 
 /// What a rule does, as nft writes it.
@@ -103,23 +114,36 @@ pub fn action(action: &Action) -> String {
 
 /// One condition as nft writes it.
 pub fn condition(it: &Match) -> String {
-    let names: Vec<_> = it.fields.iter().map(|field| field.name()).collect();
+    let mut text = String::new();
+    push_condition(&mut text, it);
+    text
+}
+
+fn push_condition(text: &mut String, it: &Match) {
+    for (number, field) in it.fields.iter().enumerate() {
+        text.push_str(if number == 0 { "" } else { " . " });
+        text.push_str(field.name());
+    }
+    text.push(' ');
     let kind = it.fields[0].kind();
-    let test = match &it.test {
-        Test::Is(bytes) => value(kind, bytes),
-        Test::Between(first, last) => format!("{}-{}", value(kind, first), value(kind, last)),
+    match &it.test {
+        Test::Is(bytes) => text.push_str(&value(kind, bytes)),
+        Test::Between(first, last) => {
+            text.extend([value(kind, first), "-".into(), value(kind, last)]);
+        }
         Test::Masked { mask, value: bytes } => {
             let length: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
-            format!("{}/{length}", value(kind, bytes))
+            text.extend([value(kind, bytes), format!("/{length}").into()]);
         }
         Test::AnyOf(mask) => match kind {
-            ValueKind::Number(_) => format!("& {} != 0", value(kind, mask)),
-            _ => value(kind, mask),
+            ValueKind::Number(_) => text.extend(["& ", &value(kind, mask), " != 0"]),
+            _ => text.push_str(&value(kind, mask)),
         },
-        Test::StartsWith(start) => format!("\"{}*\"", String::from_utf8_lossy(start)),
-        Test::In(set) => format!("@{set}"),
-    };
-    format!("{} {test}", names.join(" . "))
+        Test::StartsWith(start) => {
+            text.extend(["\"", &String::from_utf8_lossy(start), "*\""]);
+        }
+        Test::In(set) => text.extend(["@", set]),
+    }
 }
 
 /// One element of a set with keys of these kinds.
@@ -135,13 +159,13 @@ pub fn element(key: &[ValueKind], element: &Element) -> String {
     parts.join(" . ")
 }
 
-fn range(kind: ValueKind, first: &[u8], last: &[u8]) -> String {
+fn range(kind: ValueKind, first: &[u8], last: &[u8]) -> Cow<'static, str> {
     if first == last {
         return value(kind, first);
     }
     match prefix_length(first, last) {
-        Some(length) => format!("{}/{length}", value(kind, first)),
-        None => format!("{}-{}", value(kind, first), value(kind, last)),
+        Some(length) => format!("{}/{length}", value(kind, first)).into(),
+        None => format!("{}-{}", value(kind, first), value(kind, last)).into(),
     }
 }
 
@@ -154,15 +178,15 @@ fn prefix_length(first: &[u8], last: &[u8]) -> Option<u32> {
 }
 
 /// A value as nft writes it.
-pub fn value(kind: ValueKind, bytes: &[u8]) -> String {
+pub fn value(kind: ValueKind, bytes: &[u8]) -> Cow<'static, str> {
     match kind {
         ValueKind::Ipv4 => match <[u8; 4]>::try_from(bytes) {
-            Ok(octets) => Ipv4Addr::from(octets).to_string(),
-            Err(_) => hex(bytes),
+            Ok(octets) => Ipv4Addr::from(octets).to_string().into(),
+            Err(_) => hex(bytes).into(),
         },
         ValueKind::Ipv6 => match <[u8; 16]>::try_from(bytes) {
-            Ok(octets) => Ipv6Addr::from(octets).to_string(),
-            Err(_) => hex(bytes),
+            Ok(octets) => Ipv6Addr::from(octets).to_string().into(),
+            Err(_) => hex(bytes).into(),
         },
         ValueKind::Protocol => match big_endian(bytes) {
             1 => "icmp".into(),
@@ -170,49 +194,50 @@ pub fn value(kind: ValueKind, bytes: &[u8]) -> String {
             6 => "tcp".into(),
             17 => "udp".into(),
             58 => "ipv6-icmp".into(),
-            other => other.to_string(),
+            other => other.to_string().into(),
         },
-        ValueKind::Port => big_endian(bytes).to_string(),
+        ValueKind::Port => big_endian(bytes).to_string().into(),
         ValueKind::Ethertype => match big_endian(bytes) {
             0x0800 => "ip".into(),
             0x0806 => "arp".into(),
             0x86dd => "ip6".into(),
-            other => format!("{other:#06x}"),
+            other => format!("{other:#06x}").into(),
         },
         ValueKind::Nfproto => match big_endian(bytes) {
             2 => "ipv4".into(),
             10 => "ipv6".into(),
-            other => other.to_string(),
+            other => other.to_string().into(),
         },
-        ValueKind::Mark => format!("{:#010x}", host_endian(bytes)),
+        ValueKind::Mark => format!("{:#010x}", host_endian(bytes)).into(),
         ValueKind::Name => {
             let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-            format!("\"{}\"", String::from_utf8_lossy(&bytes[..end]))
+            format!("\"{}\"", String::from_utf8_lossy(&bytes[..end])).into()
         }
         ValueKind::Link => match host_endian(bytes) {
             1 => "\"lo\"".into(),
-            other => other.to_string(),
+            other => other.to_string().into(),
         },
         ValueKind::Linktype => match host_endian(bytes) {
             1 => "ether".into(),
             772 => "loopback".into(),
-            other => other.to_string(),
+            other => other.to_string().into(),
         },
         ValueKind::Addrtype => match host_endian(bytes) {
             2 => "local".into(),
-            other => other.to_string(),
+            other => other.to_string().into(),
         },
         ValueKind::CtState => flags(
             host_endian(bytes),
             &[(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")],
-        ),
-        ValueKind::CtStatus => flags(host_endian(bytes), &[(16, "snat"), (32, "dnat")]),
+        )
+        .into(),
+        ValueKind::CtStatus => flags(host_endian(bytes), &[(16, "snat"), (32, "dnat")]).into(),
         ValueKind::CtDirection => match big_endian(bytes) {
             0 => "original".into(),
             _ => "reply".into(),
         },
-        ValueKind::Number(1) => big_endian(bytes).to_string(),
-        ValueKind::Number(_) => format!("{:#x}", big_endian(bytes)),
+        ValueKind::Number(1) => big_endian(bytes).to_string().into(),
+        ValueKind::Number(_) => format!("{:#x}", big_endian(bytes)).into(),
     }
 }
 

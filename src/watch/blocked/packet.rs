@@ -26,7 +26,8 @@ pub(super) fn read(message: &Message) -> Option<(Blocked, Option<u32>)> {
         protocol: match &ip {
             Some(ip) => text::value(ValueKind::Protocol, &[ip.protocol]),
             None => text::value(ValueKind::Ethertype, &packet.ethertype.to_be_bytes()),
-        },
+        }
+        .into_owned(),
         uid: packet.uid,
         cgroup: None,
         suppressed: 0,
