@@ -118,6 +118,9 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Seconds: clock and CLOCK_BOOTTIME are not read at the same moment, and one is rounded.
+const TOLERANCE: i64 = 2;
+
 /// Follows a chain, line after line.
 #[derive(Debug, Default)]
 pub struct Follower {
@@ -132,6 +135,8 @@ pub struct Follower {
     cut: Option<u64>,
     /// Of each boot: the last difference of clock and CLOCK_BOOTTIME so far, in seconds.
     clocks: BTreeMap<String, i64>,
+    /// The last entry's time.
+    latest: i64,
     /// What is odd, but breaks no chain.
     notes: Vec<String>,
 }
@@ -200,15 +205,20 @@ impl Follower {
         }
         let number = |key: &str| entry.get(key).and_then(Value::as_i64);
         if let (Some(time), Some(boottime)) = (number("time"), number("boottime_us")) {
-            self.look_at_clock(text("boot_id"), time.saturating_sub(boottime / 1_000_000), seq);
+            let boot = text("boot_id");
+            let back = self.latest.saturating_sub(time);
+            if back > TOLERANCE && !self.clocks.contains_key(boot) {
+                self.notes
+                    .push(format!("entry {seq}, of a later boot, is {back} s older by the clock"));
+            }
+            self.latest = time;
+            self.look_at_clock(boot, time.saturating_sub(boottime / 1_000_000), seq);
         }
     }
 
     /// Of entries of one boot, clock and CLOCK_BOOTTIME differ by the same, unless somebody sets the
     /// clock. Their order does not matter: several write.
     fn look_at_clock(&mut self, boot: &str, offset: i64, seq: u64) {
-        /// Seconds; the two are not read at the same moment, and one is rounded.
-        const TOLERANCE: i64 = 2;
         let known = self.clocks.entry(boot.to_owned()).or_insert(offset);
         let back = known.saturating_sub(offset);
         if back > TOLERANCE {
@@ -313,14 +323,20 @@ mod tests {
     fn a_clock_set_back_shows() {
         let mut head = Head::start();
         let mut follower = Follower::default();
-        for (time, boottime_s) in [(1000, 10), (1010, 20), (400, 30), (401, 31)] {
+        let entries =
+            [("a", 1000, 10), ("a", 1010, 20), ("a", 400, 30), ("b", 500, 2), ("c", 70, 3)];
+        for (boot, time, boottime_s) in entries {
             let body = format!(
-                "{{\"time\":{time},\"boot_id\":\"a\",\"boottime_us\":{}}}",
+                "{{\"time\":{time},\"boot_id\":\"{boot}\",\"boottime_us\":{}}}",
                 boottime_s * 1_000_000
             );
             follower.take(head.link(&body).as_bytes()).unwrap();
         }
-        assert_eq!(follower.notes(), ["before entry 3 the clock was set back by 620 s"]);
+        let notes = [
+            "before entry 3 the clock was set back by 620 s",
+            "entry 5, of a later boot, is 430 s older by the clock",
+        ];
+        assert_eq!(follower.notes(), notes);
     }
 
     proptest! {

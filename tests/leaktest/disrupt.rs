@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
         "the_honest_test_sees_no_leak_and_gives_all_back_however_it_ends",
         the_honest_test_sees_no_leak_and_gives_all_back_however_it_ends,
     ),
+    ("a_daemon_that_ends_meanwhile_is_left_out", a_daemon_that_ends_meanwhile_is_left_out),
     ("it_asks_first", it_asks_first),
 ];
 
@@ -159,6 +160,35 @@ fn end_after(stage: &Stage, after: Duration, signal: Signal) -> Result<()> {
     // It may have ended by itself.
     let _ = kill(id, signal);
     process.child().wait().during("leaktest").map(drop)
+}
+
+/// While the link is down: what needs the daemon is not done then, and the lock stays. The next daemon
+/// goes on where this one ended.
+fn a_daemon_that_ends_meanwhile_is_left_out() -> Outcome {
+    let mut stage = Stage::set()?;
+    let before = network(&stage)?;
+    let mut command = Command::new(&stage.program);
+    command.arg("--config").arg(&stage.configuration).args(ARGUMENTS);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let client = stage.lab.client.clone();
+    let test = std::thread::spawn(move || client.run(|| command.output()));
+    eventually("the link is down", || {
+        let link = stage.lab.client.command("ip", &["link", "show", CLIENT_LINK])?;
+        Ok(!link.contains("state UP"))
+    })?;
+    stage.daemon.crash();
+    let output = test.join().map_err(|_| "the test panicked")???;
+    let words = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).during(&words)?;
+    let limits = report["limits"].to_string();
+    assert_eq!((output.status.code(), &report["verdict"]), (Some(0), &"held".into()), "{limits}");
+    assert!(limits.contains("daemon-killed: not done"), "{limits}");
+    let phases = report["phases"].to_string();
+    assert!(phases.contains("link-up") && phases.contains("after"), "{phases}");
+    assert_eq!(stage.status()?["locked"], true);
+    stage.nothing_leaked("a test without its daemon")?;
+    stage.daemon.again(&stage.lab)?;
+    expect_as_before(&stage, &before, "a daemon's end and the next one's start")
 }
 
 fn it_asks_first() -> Outcome {

@@ -183,22 +183,33 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 /// Control groups that container managers make; systemd's services stay in its own, and in our
 /// namespace of processes.
 fn container(directory: &Path, here: &Here) -> io::Result<Option<String>> {
-    const MANAGERS: [&str; 7] =
-        ["docker", "libpod", "cri-containerd", "crio", "kubepods", "lxc", "machine.slice"];
-    /// After a manager's name; its own service ("docker.service") is no container.
-    const REST: [&str; 3] = ["-", ".slice", ".payload"];
     let groups = text_of(&directory.join("cgroup")).unwrap_or_default();
-    let manager = MANAGERS.iter().find(|manager| {
-        groups.split(['/', '\n', ':']).any(|part| {
-            part.strip_prefix(**manager)
-                .is_some_and(|rest| rest.is_empty() || REST.iter().any(|it| rest.starts_with(it)))
-        })
-    });
-    if let Some(manager) = manager {
+    if let Some(manager) = manager(&groups) {
         return Ok(Some(format!("control group of {manager}")));
     }
     let foreign = fs::read_link(directory.join("ns/pid"))? != here.processes;
     Ok(foreign.then(|| "a process namespace of its own".into()))
+}
+
+/// Whose container is in these groups, as /proc/PID/cgroup names them. Who watches over a container,
+/// outside of it, is none: podman's conmon, and systemd-nspawn itself.
+fn manager(groups: &str) -> Option<&'static str> {
+    const MANAGERS: [&str; 7] =
+        ["docker", "libpod", "cri-containerd", "crio", "kubepods", "lxc", "machine.slice"];
+    /// After a manager's name; its own service ("docker.service") is no container.
+    const REST: [&str; 3] = ["-", ".slice", ".payload"];
+    let parts: Vec<&str> = groups.split(['/', '\n', ':']).collect();
+    let of_nspawn =
+        |unit: &str| ["systemd-nspawn@", "machine-"].iter().any(|it| unit.starts_with(it));
+    let watches = parts.iter().any(|part| part.starts_with("libpod-conmon-"))
+        || parts.windows(2).any(|pair| of_nspawn(pair[0]) && pair[1] == "supervisor");
+    let is_of = |manager: &str| {
+        parts
+            .iter()
+            .filter_map(|part| part.strip_prefix(manager))
+            .any(|rest| rest.is_empty() || REST.iter().any(|it| rest.starts_with(it)))
+    };
+    MANAGERS.into_iter().find(|it| is_of(it)).filter(|_| !watches)
 }
 
 /// Inodes of sockets, with the path of one descriptor.
@@ -234,5 +245,31 @@ fn packet_sockets() -> io::Result<BTreeSet<u64>> {
             .collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_watches_over_a_container_is_none() {
+        for (group, wanted) in [
+            ("0::/system.slice/docker.service", None),
+            ("0::/system.slice/docker-0123.scope", Some("docker")),
+            ("0::/machine.slice/libpod-0123.scope/container", Some("libpod")),
+            ("0::/machine.slice/libpod-conmon-0123.scope", None),
+            (
+                "0::/machine.slice/systemd-nspawn@x.service/payload/init.scope",
+                Some("machine.slice"),
+            ),
+            ("0::/machine.slice/systemd-nspawn@x.service/supervisor", None),
+            ("0::/machine.slice/machine-x.scope/supervisor", None),
+            ("0::/machine.slice/libpod-0123.scope/supervisor", Some("libpod")),
+            ("4:net_cls:/docker/0123\n0::/user.slice", Some("docker")),
+            ("0::/user.slice/user-1000.slice/session-1.scope", None),
+        ] {
+            assert_eq!(manager(group), wanted, "{group}");
+        }
     }
 }
