@@ -101,6 +101,7 @@ fn apply_file(file: &Path, yes: bool, command: &str) -> Result<Outcome, Failure>
     };
     let directly = || {
         let outcome = lock::lock(&policy);
+        // Also where that failed.
         let by = by.clone();
         let outcome = outcome?;
         evidence::note(locked(by, Through::Kernel, &policy, &outcome));

@@ -275,7 +275,7 @@ pub(super) fn after(command: &Command) {
     };
     if folds && geteuid().is_root() && !crate::dbus::client::runs() {
         let (done, wait) = std::sync::mpsc::channel();
-        // On a disk that hangs it dies with the program.
+        // It dies with the program, unless the disk holds it in a sleep that nothing interrupts.
         std::thread::spawn(move || done.send(evidence::fold()));
         let _ = wait.recv_timeout(PATIENCE);
     }

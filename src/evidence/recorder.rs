@@ -37,9 +37,12 @@ pub(crate) type Trouble = watch::Receiver<Option<String>>;
 #[derive(Debug)]
 enum Task {
     Record(Box<Record>),
-    /// Answered once all that came before is out of this process.
+    /// Answered once all that came before is in the journal, or waits for it in memory.
     End(SyncSender<()>),
 }
+
+/// Dropped once what came before is folded in, which tells who waits for it.
+type Ends = Vec<SyncSender<()>>;
 
 impl Recorder {
     /// Starts the thread; the daemon lives without. What is recorded first is in memory on return: a
@@ -51,7 +54,7 @@ impl Recorder {
         let (wake, wakes) = sync_channel(1);
         let memory = Memory { places, lost: lost.clone() };
         memory.append(&Record::now(first));
-        let _ = wake.try_send(());
+        let _ = wake.try_send(Ends::new());
         let folder = Folder { memory: memory.clone(), begin: Instant::now(), tell: tell.clone() };
         let thread = Thread { memory, limit: Limit::default(), wake };
         let started = start("evidence", move || thread.run(&tasks))
@@ -76,7 +79,7 @@ impl Recorder {
         }
     }
 
-    /// Waits until what was taken is out of this process, but not for long.
+    /// Waits until what was taken is in the journal, but not for long: in memory it is then.
     pub(crate) fn finish(&self) {
         const PATIENCE: Duration = Duration::from_secs(2);
         let (done, wait) = sync_channel(1);
@@ -123,25 +126,26 @@ impl Memory {
 struct Thread {
     memory: Memory,
     limit: Limit,
-    wake: SyncSender<()>,
+    wake: SyncSender<Ends>,
 }
 
 impl Thread {
     fn run(mut self, tasks: &Receiver<Task>) {
         while let Ok(first) = tasks.recv() {
-            let mut ends = Vec::new();
+            let mut ends = Ends::new();
             let waiting = std::iter::from_fn(|| tasks.try_recv().ok()).take(BACKLOG);
             for task in std::iter::once(first).chain(waiting) {
                 self.take(task, &mut ends);
             }
-            // In memory, all of it: this process may end.
-            ends.into_iter().for_each(drop);
-            // One that waits already is enough.
-            let _ = self.wake.try_send(());
+            // In memory, all of it. One that waits already is enough, but for the last.
+            let _ = match ends.is_empty() {
+                true => self.wake.try_send(ends).map_err(drop),
+                false => self.wake.send(ends).map_err(drop),
+            };
         }
     }
 
-    fn take(&mut self, task: Task, ends: &mut Vec<SyncSender<()>>) {
+    fn take(&mut self, task: Task, ends: &mut Ends) {
         match task {
             Task::End(done) => {
                 // What counts them ends with the daemon.
@@ -171,19 +175,23 @@ struct Folder {
 }
 
 impl Folder {
-    fn run(self, wakes: &Receiver<()>) {
+    fn run(self, wakes: &Receiver<Ends>) {
         let mut pause = None;
         loop {
             let wake = match pause {
                 None => wakes.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(pause) => wakes.recv_timeout(pause),
             };
-            match wake {
-                Ok(()) => {}
-                Err(RecvTimeoutError::Timeout) => pause = pause.map(|it| (it * 2).min(LONGEST)),
+            let ends = match wake {
+                Ok(ends) => ends,
+                Err(RecvTimeoutError::Timeout) => {
+                    pause = pause.map(|it| (it * 2).min(LONGEST));
+                    Ends::new()
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
+            };
             pause = self.fold().then(|| pause.unwrap_or(SHORTEST));
+            drop(ends);
         }
     }
 

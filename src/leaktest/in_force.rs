@@ -85,7 +85,7 @@ impl InForce {
         }
         (self.generation, self.unclear) = (generation, None);
         for _ in 0..if known { 1 } else { TRIES } {
-            let Ok(live) = lock::read() else { return false };
+            let Ok(live) = lock::read() else { break };
             let is_in_force = |it: &Policy| Status::of(&live, it, None).layers.table;
             if is_in_force(&self.policy) {
                 return false;

@@ -63,6 +63,8 @@ pub struct Test {
     blocked: Option<u64>,
     /// There was a link by which something could have left.
     exposed: bool,
+    /// There was a moment without a lock.
+    opened: bool,
     sampled: Option<Instant>,
     /// By which it ends before its time.
     signals: Option<SignalFd>,
@@ -107,6 +109,7 @@ impl Test {
             limits,
             blocked: None,
             exposed: false,
+            opened: false,
             sampled: None,
             signals: None,
         };
@@ -263,6 +266,7 @@ impl Test {
             Some(State::Damaged) => (Level::Bad, "damaged"),
             Some(_) => (Level::Good, "intact"),
         };
+        self.opened |= status.as_ref().is_some_and(|it| it.state == State::Open);
         self.bands.see(now, (BandKind::Lock, "lock"), state);
         let Some(status) = status else { return };
         let dropped = status.dropped.values().flat_map(|it| it.values());
@@ -288,6 +292,9 @@ impl Test {
         tried.push(everybody_else(others, lost));
         let doubt = match (self.subject.damaged, self.exposed) {
             (true, _) => Some("the lock is damaged: `killswitch status` says how"),
+            _ if self.opened && !disrupted => {
+                Some("the lock was open meanwhile: lock, and try again")
+            }
             (_, false) => Some("no link to a network is up, so that nothing could: connect first"),
             _ => None,
         };

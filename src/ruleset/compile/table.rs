@@ -38,18 +38,21 @@ impl Build<'_> {
                 "lan dns",
             ));
         }
+        let to_lan = |ip: Ip| is_in(ip.daddr(), ip.set("lan"));
+        // First, since kernels read a port even where a later fragment has none.
+        for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
+            let mut later = later_fragment(ip);
+            later.push(to_lan(ip));
+            rules.push(rule(self.of(ip, later), Action::Accept, "lan"));
+        }
         rules.push(counted(
             [concat([Field::MetaL4proto, Field::ThDport], "name_services")],
             Action::Return,
             "name look-up to the lan",
         ));
         for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
-            let to_lan = is_in(ip.daddr(), ip.set("lan"));
             let any_port = between(Field::ThDport, u16::MIN.to_be_bytes(), u16::MAX.to_be_bytes());
-            let mut later = later_fragment(ip);
-            later.push(to_lan.clone());
-            rules.push(rule(self.of(ip, [to_lan, any_port]), Action::Accept, "lan"));
-            rules.push(rule(self.of(ip, later), Action::Accept, "lan"));
+            rules.push(rule(self.of(ip, [to_lan(ip), any_port]), Action::Accept, "lan"));
         }
         rules.extend(self.multicast_membership());
         Some(chain("lan", rules))
