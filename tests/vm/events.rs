@@ -65,6 +65,14 @@ const LEAKTEST: &str = "case $(uname -r) in
     *) killswitch leaktest --disrupt --yes --down-time 3s ;;
     esac";
 
+/// Until nothing more can be written: what had been set aside for what was yet to be written may turn
+/// out not to be needed.
+const FILL_THE_DISK: &str = "i=0
+    while echo x >/var/more.$i; do
+        i=$((i + 1)); [ $i -lt 20 ] || exit 1
+        cat /dev/zero >/var/full.$i; sync
+    done 2>/dev/null";
+
 /// The senders hold packet sockets: a machine that has them is not clean.
 const AUDIT: &str = "systemctl stop senders; pkill -KILL -f sbin/senders
     killswitch audit; audit=$?
@@ -203,10 +211,11 @@ pub const EVENTS: &[Event] = &[
     Event::new("disk_full", |stage| {
         script(
             stage,
-            "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null
-             if echo x >/var/more; then exit 1; fi
-             ! systemctl is-enabled killswitch || systemctl restart killswitch || exit 1
-             sleep 2; rm /var/full",
+            &format!(
+                "{FILL_THE_DISK}
+                 ! systemctl is-enabled killswitch || systemctl restart killswitch || exit 1
+                 sleep 2; rm /var/full.* /var/more.*"
+            ),
         )
     }),
     Event::new("rescue_and_back", |stage| isolate(stage, "rescue.target")),
@@ -259,10 +268,10 @@ pub const EVENTS: &[Event] = &[
         boot_with(
             stage,
             &Trouble {
-                prepare: "dd if=/dev/zero of=/var/full bs=1M 2>/dev/null; sync",
-                look: "! sh -c 'echo x >/var/more'
+                prepare: FILL_THE_DISK,
+                look: "! sh -c 'echo x >/var/more.$$'
                        killswitch status",
-                repair: "rm /var/full",
+                repair: "rm /var/full.* /var/more.*",
             },
         )
     }),
