@@ -52,7 +52,7 @@ test-long: deps
 
 # From power-on to power-off, on emulated Debian machines with the package that `make deb` builds:
 # what is seen at every change, or all (an hour). VM_SUITES="trixie": one release;
-# VM="trixie::reboot": one scenario.
+# VM="trixie::reboot": one scenario; VM="kexec,reboot": these.
 VM_SUITES ?= bookworm trixie sid
 test-vm test-vm-long: deps deb vm-images
 	VM_SUITES="$(VM_SUITES)" $(CARGO) test $(LAB) --test vm -- --nocapture $(VM) \

@@ -92,6 +92,11 @@ fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link) -> 
     if enters && let Some(own) = tunnel_address_like(policy, packet.source) {
         leaving.source = own;
     }
+    // What comes from a server bears the mark from then on (threat 52), and never enters the tunnel.
+    let is_outer = is_from_server(policy, packet) || is_error_of_the_outer_flow(policy, packet);
+    if policy.routing_guard && is_outer {
+        leaving.mark = policy.mark;
+    }
     (stays || answers || enters) && may_leave(policy, &leaving, out)
 }
 
