@@ -7,9 +7,11 @@ LAB := --features lab
 
 # What is installed is one static file: it starts a quarter faster, and it locks while libc is being
 # upgraded. The target is named, since procedural macros cannot be static.
-HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO)
-BUILT := target/$(HOST)/release/killswitch
+RELEASED = target/$(HOST)/release/killswitch
+# Not asked of rustc: root often has none.
+BUILT = $(or $(shell cat target/released 2>/dev/null),$(error build first, not as root: make release))
 # Where Debian's zsh looks; elsewhere it is /usr/share/zsh/site-functions.
 ZSH_COMPLETIONS ?= /usr/share/zsh/vendor-completions
 
@@ -21,7 +23,7 @@ CONTAINERS := tests/container/run tests/container/daemon tests/dns/run tests/con
 CARGO_TEST := $(CARGO) test $(LAB) --lib --bins --tests
 
 .PHONY: demo test test-long test-browser test-packages test-vm test-vm-long vm-images test-initrd bench check release install \
-	deb rpm package-deps deps clean
+	deb rpm build-deps package-deps deps clean
 
 demo: deps
 	$(CARGO) build --quiet $(LAB) --bins
@@ -72,14 +74,16 @@ bench: deps
 	$(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon
 
 # Boots Debian's initrds in QEMU (not KVM), and counts every frame: about nine minutes, as root.
-test-initrd: release
+test-initrd: deps release
 	tests/initrd/run
 
-release: deps
+release: build-deps
+	rm -f target/released
 	$(STATIC) build --target $(HOST) --release
 	for shell in bash zsh fish; do \
-	$(BUILT) completions $$shell >$(BUILT).$$shell || exit 1; done
-	packaging/crates >$(BUILT).crates
+	$(RELEASED) completions $$shell >$(RELEASED).$$shell || exit 1; done
+	packaging/crates >$(RELEASED).crates
+	echo $(RELEASED) >target/released
 
 # What packaging/README.md lists; build first with `make release`, not as root.
 install:
@@ -101,7 +105,8 @@ install:
 	install -D -m644 packaging/initrd/50-killswitch.rules $(DESTDIR)/usr/lib/killswitch/initrd/50-killswitch.rules
 	install -D -m755 packaging/initramfs-tools/killswitch $(DESTDIR)/usr/share/initramfs-tools/hooks/killswitch
 	install -D -m755 packaging/dracut/70killswitch/module-setup.sh $(DESTDIR)/usr/lib/dracut/modules.d/70killswitch/module-setup.sh
-	for document in README.md SECURITY.md ARCHITECTURE.md CHANGELOG.md docs/dbus.md docs/neighbours.md; do \
+	for document in README.md SECURITY.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md packaging/README.md \
+	docs/dbus.md docs/neighbours.md; do \
 	install -D -m644 $$document $(DESTDIR)/usr/share/doc/killswitch/$$document || exit 1; done
 	for example in killswitch-metrics.service killswitch-metrics.timer; do \
 	install -D -m644 packaging/examples/$$example $(DESTDIR)/usr/share/doc/killswitch/examples/$$example || exit 1; done
@@ -123,8 +128,10 @@ rpm: package-deps release
 	packaging/build rpm
 
 # What installing, upgrading and removing them does, in containers.
-test-packages: deb rpm
-	@if [ "$$(id -u)" = 0 ]; then tests/package/run; else sudo -n tests/package/run; fi
+PACKAGE_SUITES ?= bookworm trixie
+test-packages: deps deb rpm
+	@if [ "$$(id -u)" = 0 ]; then as_root=; else as_root="sudo -n"; fi; \
+	$$as_root tests/package/run $(PACKAGE_SUITES)
 
 # Formatting, lints, documentation; changes nothing. (Licences: cargo deny check.)
 check: deps
@@ -134,6 +141,9 @@ check: deps
 
 deps:
 	@packaging/build-deps
+
+build-deps:
+	@packaging/build-deps build
 
 package-deps:
 	@packaging/build-deps packages

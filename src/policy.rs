@@ -71,6 +71,13 @@ pub struct Server {
     pub shape: MessageShape,
 }
 
+impl Tunnel {
+    /// Whether a link of this name and kind is the tunnel's.
+    pub fn is(&self, name: &str, kind: Option<&str>) -> bool {
+        name == self.interface && kind.is_some_and(|kind| self.kinds.contains(kind))
+    }
+}
+
 impl Policy {
     /// The lock for a configuration that cannot be used: nothing leaves but loopback.
     pub fn strictest() -> Self {

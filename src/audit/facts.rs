@@ -20,7 +20,6 @@ pub use settings::Mode;
 use crate::lock::Status;
 use crate::netfilter::live::ForeignTable;
 use crate::netlink::{Attached, Filter, Link};
-use crate::routing;
 
 /// Why a fact is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +58,6 @@ pub struct Facts {
     pub legacy: Reading<BTreeSet<String>>,
     /// Policy rules, but for the routing guard's.
     pub rules: Reading<Vec<PolicyRule>>,
-    /// Routes of the routing guard's table.
-    pub routes: Reading<Vec<routing::Route>>,
     /// Routes of table local that lead to a link.
     pub local_routes: Reading<Vec<LocalRoute>>,
     /// Addresses of this machine.
@@ -104,7 +101,6 @@ impl Facts {
             tables: network::tables(),
             legacy: network::legacy(),
             rules: network::rules(),
-            routes: network::routes(),
             local_routes: network::local_routes(),
             addresses: network::addresses(),
             elsewhere: namespaces::elsewhere(),

@@ -81,7 +81,7 @@ kinds! {
     RULE_BEFORE_GUARD "rule-before-guard" Warning [45 49]
         "a policy rule before the routing guard decides first: if the table goes, its packets leave";
     ROGUE_ROUTE "rogue-route" Warning [45 49]
-        "a route in the tunnel's table, or in table local before it, leads elsewhere: if the table goes, its packets leave";
+        "a route in table local, before the tunnel's, leads elsewhere: if the table goes, its packets leave";
     RESOLVER_OUTSIDE "resolver-outside" Warning [48 67]
         "names are looked up at a resolver that is not the tunnel's";
     AT_BOOT_OFF "at-boot-off" Warning [53]

@@ -72,8 +72,11 @@ fn apply(
         true => apply_file(&file, yes, command)?,
         false => over_the_bus(|daemon| {
             daemon.reads(&file)?;
+            // Who is not root may not read the configuration.
             match ssh::session().filter(|_| !yes) {
-                Some(session) if !lets_live(daemon, &session)? => Ok(Err(session.explain())),
+                Some(session) if !session.survives(|packet| daemon.explain(packet))? => {
+                    Ok(Err(session.explain()))
+                }
                 _ => ask(daemon).map(Ok),
             }
         })?
@@ -124,13 +127,6 @@ fn recorded<T>(command: &str, result: Result<T, Failure>) -> Result<T, Failure> 
         evidence::note(What::Failed { what: command.into(), why: clipped(why) });
     }
     result
-}
-
-/// Whether the lock that the daemon holds, or would, lets a session's replies out: who is not root may
-/// not read the configuration.
-fn lets_live(daemon: &Daemon, session: &ssh::Session) -> Result<bool, client::Error> {
-    let Some(packet) = session.reply() else { return Ok(true) };
-    Ok(daemon.explain(&packet)?["verdict"] == "accept")
 }
 
 /// Who is not root may only ask the daemon, which asks polkit.

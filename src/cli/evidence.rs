@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::args::{
     Arguments, Command, EvidenceCommand, ExportEvidence, ExportFormat, ShowEvidence, VerifyEvidence,
 };
+use super::new_file::NewFile;
 use super::output::{self, json, one_line, say, stream};
 use super::status::CANNOT_TELL;
 use super::{FAILED, Failure, NOT_PERMITTED, ssh};
@@ -233,7 +234,7 @@ fn export(arguments: &Arguments, options: &ExportEvidence) -> Result<u8, Failure
         let _ = std::io::stdout().lock().write_all(&bytes);
         return Ok(0);
     };
-    output::replace_file(path, &bytes, 0o600)?;
+    NewFile::open(path, 0o600)?.put(&bytes)?;
     let (file, entries) = (path.display().to_string(), verdict.entries);
     match arguments.json {
         true => json(&Exported { file, entries, head }),

@@ -191,14 +191,10 @@ fn planned(policy: &Policy, live: &lock::Live) -> Vec<Change> {
     all
 }
 
-/// Against no table at all everything tightens: it was open.
 fn table_changes(live: Option<&LiveTable>, table: Option<&Table>, family: Family) -> Vec<Change> {
-    let from = live.map(|live| describe(live, family)).unwrap_or_default();
-    let to = table.map(Described::of).unwrap_or_default();
-    let mut changes = changes(&from, &to);
-    if live.is_none() {
-        changes.iter_mut().for_each(|change| change.effect = Effect::Tightens);
-    }
+    let from = live.map(|live| describe(live, family));
+    let to = table.map(Described::of);
+    let mut changes = changes(from.as_ref(), to.as_ref());
     if let (Some(live), Some(table)) = (live, table) {
         changes.extend(beyond_lines(live, table, changes.is_empty()));
     }

@@ -1,9 +1,6 @@
 //! `leaktest`: tries every way out of this machine, and says what came out.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, IsTerminal};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -11,6 +8,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::args::{Arguments, Leaktest};
 use super::change::confirmed;
+use super::new_file::NewFile;
 use super::output::{Style, harmless, json, say, styled};
 use super::{FAILED, Failure, NOT_PERMITTED, inspect, ssh, status};
 use crate::config;
@@ -28,7 +26,9 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
         return self_check(arguments);
     }
     lock::permitted()?;
-    let page = options.html.as_deref().map(Page::open).transpose()?;
+    // Before the test, so that nobody waits for a report that cannot be written. Root's alone: it has
+    // addresses in it.
+    let page = options.html.as_deref().map(|place| NewFile::open(place, 0o600)).transpose()?;
     let (subject, open) = subject(arguments)?;
     let mut tell = progress();
     let report = match open {
@@ -40,8 +40,8 @@ pub(super) fn leaktest(arguments: &Arguments, options: &Leaktest) -> Result<u8, 
     let status = exit_status(report.verdict);
     // What the test found is not lost with the page.
     let written = page
-        .map_or(Ok(()), |page| page.write(&report))
-        .map_err(|failure| Failure { code: failure.code.max(status), ..failure.with(&report) });
+        .map_or(Ok(()), |page| page.put(html::page(&report).as_bytes()))
+        .map_err(|error| Failure::new(FAILED.max(status), error.to_string()).with(&report));
     match arguments.json {
         true if written.is_ok() => json(&report),
         true => {}
@@ -207,47 +207,6 @@ fn quoted(word: &str) -> String {
     match !word.is_empty() && word.chars().all(plain) {
         true => word.to_owned(),
         false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
-/// A page that is written beside its place, and moved there when it is whole.
-struct Page<'a> {
-    place: &'a Path,
-    beside: PathBuf,
-    file: File,
-}
-
-impl<'a> Page<'a> {
-    /// Before the test, so that nobody waits for a report that cannot be written. Root's alone: it
-    /// has addresses in it.
-    fn open(place: &'a Path) -> Result<Self, Failure> {
-        let fail = |error| cannot_be_written(place, error);
-        if place.is_dir() {
-            return Err(fail(ErrorKind::IsADirectory.into()));
-        }
-        let mut name = place.as_os_str().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
-        Ok(Page { place, file: file.map_err(fail)?, beside })
-    }
-
-    fn write(mut self, report: &Report) -> Result<(), Failure> {
-        let written = self.file.write_all(html::page(report).as_bytes());
-        let synced = written.and_then(|()| self.file.sync_all());
-        let moved = synced.and_then(|()| std::fs::rename(&self.beside, self.place));
-        moved.map_err(|error| cannot_be_written(self.place, error))
-    }
-}
-
-fn cannot_be_written(place: &Path, error: std::io::Error) -> Failure {
-    Failure::new(FAILED, format!("{}: cannot be written: {error}", place.display()))
-}
-
-impl Drop for Page<'_> {
-    fn drop(&mut self) {
-        // It is not there any more if it was moved.
-        let _ = std::fs::remove_file(&self.beside);
     }
 }
 

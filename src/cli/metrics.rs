@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::args::{self, Arguments};
+use super::new_file::NewFile;
 use super::status::{self, CANNOT_TELL};
 use super::{Failure, output};
 use crate::evidence::{Places, journal};
@@ -23,7 +24,7 @@ pub(super) fn metrics(arguments: &Arguments, options: &args::Metrics) -> Result<
     let families = families(status.as_ref().ok(), besides);
     match &options.output {
         // Also where nothing can be told: an old file would go on saying "locked".
-        Some(path) => output::replace_file(path, text(&families).as_bytes(), 0o644)?,
+        Some(path) => NewFile::open(path, 0o644)?.put(text(&families).as_bytes())?,
         None if status.is_err() => {}
         None if arguments.json => output::json(&Document { metrics: &families }),
         None => output::say(text(&families).trim_end()),

@@ -21,6 +21,7 @@ mod failure;
 mod inspect;
 mod leaktest;
 mod metrics;
+mod new_file;
 mod output;
 mod ssh;
 mod status;

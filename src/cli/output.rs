@@ -1,9 +1,6 @@
 //! How things are said: colour only on terminals, JSON where asked.
 
-use std::fs::{OpenOptions, Permissions};
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -68,28 +65,6 @@ pub fn stream(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()
-}
-
-/// Replaces a file at once: whoever reads it sees the old one or the new one.
-///
-/// # Errors
-/// Those of files, with the file's name; the old one then stays.
-pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Neither taken for a finished one, nor met by another process.
-    let new = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
-    let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(mode).open(&new)?;
-        // Whatever the umask.
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        std::fs::rename(&new, path)
-    };
-    write().map_err(|error| {
-        let _ = std::fs::remove_file(&new);
-        std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    })
 }
 
 /// A count of bytes for people: "1.5 KiB".

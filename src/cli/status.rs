@@ -13,7 +13,7 @@ use super::output::{Style, bytes, harmless, json, say, stream, styled};
 use super::{Failure, watch};
 use crate::daemon::calls::{Event, Excepted, Report};
 use crate::dbus::client;
-use crate::lock::{State, Status};
+use crate::lock::{REMAINS, State, Status};
 use crate::policy::Policy;
 use crate::status;
 
@@ -250,8 +250,8 @@ fn lines(status: &Status) -> Vec<String> {
 
 /// Without its table the lock is open, though other layers may still stop most.
 fn open_meaning(status: &Status) -> &'static str {
-    match (status.layers.routes, status.layers.egress.is_empty()) {
-        (false, true) => "not locked; everything may leave in clear",
-        _ => "the table is gone; only other layers still hold: run `killswitch lock`",
+    match status.degraded.iter().any(|it| it == REMAINS) {
+        false => "not locked; everything may leave in clear",
+        true => "the table is gone; only other layers still hold: run `killswitch lock`",
     }
 }

@@ -54,7 +54,7 @@ impl Files {
         }
         validate::check(&draft, &self.problems);
         let places = places(&root, &draft);
-        self.assemble(draft, notices, places)
+        assemble(draft, notices, places)
     }
 
     fn open(&mut self, path: &Path) -> Result<Rc<Source>, Problem> {
@@ -117,6 +117,9 @@ impl Files {
     fn join(&self, draft: &mut Draft, wg: wgquick::WgQuick) {
         let tunnel = &mut draft.tunnel;
         let problems = &self.problems;
+        if let (None, Some(config)) = (&tunnel.interface, &tunnel.config) {
+            tunnel.interface = problems.note(name_of(config));
+        }
         refuse_both(tunnel.private_key_file.as_ref(), wg.private_key.as_ref(), problems);
         tunnel.private_key = wg.private_key;
         either(&mut tunnel.addresses, wg.addresses, problems);
@@ -147,45 +150,40 @@ impl Files {
         let value = self.problems.note(key)?;
         Some(Placed { value, place: named.place.clone() })
     }
+}
 
-    fn assemble(&self, draft: Draft, notices: Vec<Notice>, places: Places) -> Option<Config> {
-        let tunnel = self.assemble_tunnel(draft.tunnel)?;
-        let server = |server| assemble_server(server, tunnel.kind);
-        let servers = draft.servers.into_iter().map(server).collect::<Option<_>>()?;
-        Some(Config {
-            files: Vec::new(),
-            lock: draft.lock,
-            tunnel,
-            servers,
-            allow: draft.allow.finish(),
-            forward: draft.forward,
-            notices,
-            places,
-        })
-    }
+fn assemble(draft: Draft, notices: Vec<Notice>, places: Places) -> Option<Config> {
+    let tunnel = assemble_tunnel(draft.tunnel)?;
+    let server = |server| assemble_server(server, tunnel.kind);
+    let servers = draft.servers.into_iter().map(server).collect::<Option<_>>()?;
+    Some(Config {
+        files: Vec::new(),
+        lock: draft.lock,
+        tunnel,
+        servers,
+        allow: draft.allow.finish(),
+        forward: draft.forward,
+        notices,
+        places,
+    })
+}
 
-    fn assemble_tunnel(&self, tunnel: TunnelDraft) -> Option<Tunnel> {
-        let interface = match (tunnel.interface, &tunnel.config) {
-            (Some(interface), _) => interface.value,
-            (None, Some(config)) => self.problems.note(name_of(config))?,
-            (None, None) => return None,
-        };
-        let managed = tunnel.kind == TunnelKind::Wireguard;
-        Some(Tunnel {
-            kind: tunnel.kind,
-            interface,
-            mark: tunnel.mark.map_or(super::DEFAULT_MARK, |mark| mark.value),
-            private_key: tunnel.private_key.filter(|_| managed).map(|key| key.value),
-            addresses: values(&tunnel.addresses?.value),
-            dns: tunnel.dns.map_or(Vec::new(), |dns| values(&dns.value)),
-            dns_search: tunnel.dns_search,
-            mtu: tunnel.mtu.map(|mtu| mtu.value),
-            listen_port: tunnel.listen_port.map(|port| port.value),
-            backend: tunnel.backend,
-            connect_at_start: tunnel.connect_at_start,
-            keep_at_stop: tunnel.keep_at_stop,
-        })
-    }
+fn assemble_tunnel(tunnel: TunnelDraft) -> Option<Tunnel> {
+    let managed = tunnel.kind == TunnelKind::Wireguard;
+    Some(Tunnel {
+        kind: tunnel.kind,
+        interface: tunnel.interface?.value,
+        mark: tunnel.mark.map_or(super::DEFAULT_MARK, |mark| mark.value),
+        private_key: tunnel.private_key.filter(|_| managed).map(|key| key.value),
+        addresses: values(&tunnel.addresses?.value),
+        dns: tunnel.dns.map_or(Vec::new(), |dns| values(&dns.value)),
+        dns_search: tunnel.dns_search,
+        mtu: tunnel.mtu.map(|mtu| mtu.value),
+        listen_port: tunnel.listen_port.map(|port| port.value),
+        backend: tunnel.backend,
+        connect_at_start: tunnel.connect_at_start,
+        keep_at_stop: tunnel.keep_at_stop,
+    })
 }
 
 fn assemble_server(server: ServerDraft, kind: TunnelKind) -> Option<Server> {
@@ -211,14 +209,15 @@ fn everything() -> Vec<IpNet> {
 }
 
 /// A wg-quick file gives the interface its name.
-fn name_of(config: &Placed<PathBuf>) -> Result<String, Problem> {
+fn name_of(config: &Placed<PathBuf>) -> Result<Placed<String>, Problem> {
     let stem = config.value.file_stem().unwrap_or_default().to_string_lossy();
-    value::link_name(&stem).map_err(|complaint| {
+    let name = value::link_name(&stem).map_err(|complaint| {
         let problem = complaint.at(&config.place);
         let message = format!("the file would give the tunnel its name, but {}", problem.message);
         let help = "give it another, e.g. interface = \"wg0\" in [tunnel]".into();
         Problem { message, help: Some(help), ..problem }
-    })
+    })?;
+    Ok(Placed { value: name, place: config.place.clone() })
 }
 
 /// Says who named a file that cannot be read.

@@ -275,7 +275,11 @@ pub(super) fn link_pattern(text: &str) -> Result<LinkPattern, Complaint> {
             .help("write the beginning that the names share, e.g. \"br-*\""));
     }
     link_characters(prefix, text)?;
-    Ok(LinkPattern::Prefix(prefix.to_owned()))
+    // No longer name begins so, and nft takes no longer pattern.
+    Ok(match prefix.len() {
+        LONGEST_LINK_NAME => LinkPattern::Exact(prefix.to_owned()),
+        _ => LinkPattern::Prefix(prefix.to_owned()),
+    })
 }
 
 fn link_characters(name: &str, whole: &str) -> Result<(), Complaint> {
@@ -432,6 +436,10 @@ mod tests {
             assert!(link_name(text).is_err(), "{text}");
         }
         assert_eq!(link_pattern("br-*").unwrap(), LinkPattern::Prefix("br-".into()));
+        for (text, prefix) in [("fourteen-bytes*", true), ("exactly15-bytes*", false)] {
+            let pattern = link_pattern(text).unwrap();
+            assert_eq!(matches!(pattern, LinkPattern::Prefix(_)), prefix, "{pattern:?}");
+        }
         assert_eq!(link_pattern("docker0").unwrap(), LinkPattern::Exact("docker0".into()));
         for text in ["*", "a*b", "**", "a**", "", "a\";flush*", "lo"] {
             assert!(link_pattern(text).is_err(), "{text}");

@@ -271,7 +271,8 @@ impl Reader<'_> {
         Some(Placed { value, place })
     }
 
-    /// The items of all lines of a key, separated by commas.
+    /// The items of all lines of a key, separated by commas. Empty ones are left out, as wg-quick(8)
+    /// does.
     fn items(&self, section: &Section, key: &str) -> Vec<(String, Place)> {
         let mut items = Vec::new();
         for line in section.lines.iter().filter(|line| line.key == key && !line.text.is_empty()) {
@@ -279,14 +280,28 @@ impl Reader<'_> {
             for whole in line.text.split(',') {
                 let text = whole.trim();
                 let from = start + (whole.len() - whole.trim_start().len());
-                items.push((
-                    text.into(),
-                    Place::new(self.source, from..from + text.len(), line.key),
-                ));
+                let place = Place::new(self.source, from..from + text.len(), line.key);
+                if !text.is_empty() {
+                    items.push((text.into(), place));
+                }
                 start += whole.len() + 1;
             }
         }
         items
+    }
+
+    /// wg(8) takes no empty item, where wg-quick(8) reads the other lists.
+    fn refuse_empty_items(&self, section: &Section, key: &str) {
+        let has_one = |line: &&Line| {
+            line.key == key
+                && !line.text.is_empty()
+                && line.text.split(',').any(|it| it.trim().is_empty())
+        };
+        for line in section.lines.iter().filter(has_one) {
+            let problem = self.place(line).problem("an empty item");
+            self.problems
+                .add(problem.help("write one comma between two items, and none after the last"));
+        }
     }
 
     /// `None` if the key does not stand in the section.
@@ -307,6 +322,7 @@ impl Reader<'_> {
     }
 
     fn server(&self, peer: &Section, name: String) -> ServerDraft {
+        self.refuse_empty_items(peer, "AllowedIPs");
         let networks = self.items(peer, "AllowedIPs");
         if networks.is_empty() {
             let problem = peer.place.problem("no AllowedIPs: nothing would be sent to this peer");

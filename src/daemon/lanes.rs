@@ -5,7 +5,7 @@
 //! work costs nothing.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::calls::Answer;
 use crate::config::Config;
-use crate::dns::{Resolvers, Restarts};
+use crate::dns::{self, Changes, Resolvers, Restarts, Used};
 use crate::engine::{Effect, Reading, TunnelLink};
 use crate::lock::{Keeper, Outcome};
 use crate::netlink::{Family, Socket};
@@ -44,6 +44,8 @@ pub(super) enum Report {
     LinkReady(Vec<String>),
     /// The counters.
     Read(Reading),
+    /// The tunnel's resolvers are wanted, and are not the system's any more.
+    ResolversLost,
     /// Any other effect.
     Done(Effect),
     /// Any other effect.
@@ -100,11 +102,10 @@ enum TunnelTask {
 enum DnsTask {
     Set,
     Restore,
-    /// As after a crash, without being asked by the engine.
-    Tidy,
     /// Others, a DHCP client for one, may have replaced them.
     Look,
-    Configure(Resolvers),
+    /// `None`: there is no tunnel of ours.
+    Configure(Option<Resolvers>),
 }
 
 impl Lanes {
@@ -125,7 +126,7 @@ impl Lanes {
         spawn("tunnel", move || keep_tunnel(device, &routes, &tasks, &to))?;
         let (dns, tasks) = unbounded_channel();
         let looks = Arc::new(AtomicBool::new(false));
-        tokio::spawn(keep_resolvers(config.map(resolvers), tasks, looks.clone(), reports));
+        tokio::spawn(keep_resolvers(config.and_then(resolvers), tasks, looks.clone(), reports));
         Ok((Lanes { routes_port, lock, tunnel, dns, looks }, received))
     }
 
@@ -141,12 +142,7 @@ impl Lanes {
         }
     }
 
-    /// Gives back the resolvers that a daemon which is gone may have left.
-    pub(super) fn tidy_resolvers(&self) {
-        let _ = self.dns.send(DnsTask::Tidy);
-    }
-
-    /// While the tunnel's resolvers are wanted, sets them again if somebody replaced them.
+    /// While the tunnel's resolvers are wanted, tells if somebody replaced them.
     pub(super) fn look_at_resolvers(&self) {
         if !self.looks.swap(true, Ordering::Relaxed) {
             let _ = self.dns.send(DnsTask::Look);
@@ -308,10 +304,6 @@ impl Tunnel {
         };
         // Answers to what was given up half-way.
         socket.discard_pending();
-        let strays = routing::remove_strays(socket, link).map_err(|error| error.to_string())?;
-        if strays > 0 {
-            tracing::warn!("{strays} routes led past the tunnel: removed");
-        }
         self.destinations.iter().try_for_each(|&destination| {
             match routing::add_tunnel_route(socket, link, destination) {
                 // Without IPv6 in the kernel there is nothing that could leave over it either.
@@ -361,13 +353,14 @@ fn managed(config: &Config) -> Option<Tunnel> {
     config.tunnel.is_managed().then(|| Tunnel::new(config))
 }
 
-fn resolvers(config: &Config) -> Resolvers {
-    Resolvers {
+/// The tunnel's resolvers, if it is ours: those of another tunnel's link are its maker's.
+fn resolvers(config: &Config) -> Option<Resolvers> {
+    config.tunnel.is_managed().then(|| Resolvers {
         interface: config.tunnel.interface.clone(),
         servers: config.tunnel.dns.clone(),
         search: config.tunnel.dns_search.clone(),
         state_dir: PathBuf::from(STATE),
-    }
+    })
 }
 
 async fn keep_resolvers(
@@ -378,6 +371,8 @@ async fn keep_resolvers(
 ) {
     let mut wanted = false;
     let mut restarts = None;
+    // Only while the file itself is ours: its keepers write it anew whenever they are told something.
+    let mut changes = None;
     loop {
         let task = tokio::select! {
             task = tasks.recv() => match task {
@@ -386,23 +381,21 @@ async fn keep_resolvers(
             },
             // A restarted systemd-resolved has forgotten what it was told.
             () = restarted(&mut restarts), if wanted => {
-                let _ = set(resolvers.as_ref()).await;
+                let _ = reports.send(Report::ResolversLost);
                 continue;
             }
+            () = changed(&mut changes), if wanted => DnsTask::Look,
         };
         let report = match task {
             DnsTask::Configure(new) => {
-                if wanted && resolvers.as_ref() != Some(&new) {
-                    let _ = restore(resolvers.as_ref()).await;
-                    let _ = set(Some(&new)).await;
+                // The engine has the new ones set, if they are wanted.
+                if wanted
+                    && resolvers != new
+                    && let Err(error) = restore(resolvers.as_ref()).await
+                {
+                    tracing::warn!("the earlier configuration's resolvers: {error}");
                 }
-                resolvers = Some(new);
-                continue;
-            }
-            DnsTask::Tidy => {
-                if let Err(error) = restore(resolvers.as_ref()).await {
-                    tracing::warn!("the resolvers of an earlier daemon: {error}");
-                }
+                resolvers = new;
                 continue;
             }
             DnsTask::Look => {
@@ -412,16 +405,20 @@ async fn keep_resolvers(
                     && !resolvers.is_set().await
                 {
                     tracing::info!("somebody replaced the tunnel's resolvers: setting them again");
-                    let _ = set(Some(resolvers)).await;
+                    let _ = reports.send(Report::ResolversLost);
                 }
                 continue;
             }
             DnsTask::Set => {
                 wanted = true;
-                told(Effect::SetDns, set(resolvers.as_ref()).await)
+                // Before: no change shall be missed.
+                let listening = changes.take().or_else(listen_to_changes);
+                let used = set(resolvers.as_ref()).await;
+                changes = listening.filter(|_| used == Ok(Used::File));
+                told(Effect::SetDns, used.map(drop))
             }
             DnsTask::Restore => {
-                wanted = false;
+                (wanted, changes) = (false, None);
                 told(Effect::RestoreDns, restore(resolvers.as_ref()).await)
             }
         };
@@ -440,16 +437,34 @@ fn told(effect: Effect, result: Result<(), String>) -> Report {
     }
 }
 
-async fn set(resolvers: Option<&Resolvers>) -> Result<(), String> {
-    let Some(resolvers) = resolvers.filter(|it| !it.servers.is_empty()) else { return Ok(()) };
+async fn set(resolvers: Option<&Resolvers>) -> Result<Used, String> {
+    let Some(resolvers) = resolvers.filter(|it| !it.servers.is_empty()) else {
+        return Ok(Used::Nothing);
+    };
     let index = nix::net::if_::if_nametoindex(resolvers.interface.as_str())
         .map_err(|error| format!("{}: {error}", resolvers.interface))?;
-    resolvers.set(index).await.map(drop).map_err(|error| error.to_string())
+    resolvers.set(index).await.map_err(|error| error.to_string())
 }
 
 async fn restore(resolvers: Option<&Resolvers>) -> Result<(), String> {
-    let Some(resolvers) = resolvers else { return Ok(()) };
-    resolvers.restore().await.map(drop).map_err(|error| error.to_string())
+    let restored = match resolvers {
+        Some(resolvers) => resolvers.restore().await,
+        None => dns::restore_without_link(Path::new(STATE)).await,
+    };
+    restored.map(drop).map_err(|error| error.to_string())
+}
+
+fn listen_to_changes() -> Option<Changes> {
+    Changes::listen()
+        .inspect_err(|error| tracing::warn!(%error, "a changed /etc/resolv.conf may go unnoticed"))
+        .ok()
+}
+
+async fn changed(changes: &mut Option<Changes>) {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next restart of systemd-resolved; without a bus there is none to wait for.

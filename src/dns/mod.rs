@@ -10,12 +10,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod changes;
 pub mod file;
 mod manager;
 mod network_manager;
 mod resolvconf;
 mod resolved;
 
+pub use changes::Changes;
 pub use manager::Manager;
 pub use resolved::Restarts;
 
@@ -165,10 +167,7 @@ impl Resolvers {
             by_manager?;
         }
         by_note?;
-        Ok(match kept {
-            Kept::Foreign => Restored::KeptForeign,
-            Kept::Nothing | Kept::Original => Restored::AsBefore,
-        })
+        Ok(kept.into())
     }
 
     async fn write_file(&self) -> Result<Used, Error> {
@@ -184,6 +183,27 @@ impl Resolvers {
             text.push_str(&format!("search {}\n", self.search.join(" ")));
         }
         text
+    }
+}
+
+/// As [`Resolvers::restore`], as far as that can be without knowing the tunnel's link: the file, and
+/// what NetworkManager was given.
+///
+/// # Errors
+/// The first of what failed; the rest was done nevertheless.
+pub async fn restore_without_link(state_dir: &Path) -> Result<Restored, Error> {
+    let kept = on_file(ResolvConf::restore).await;
+    let by_note = network_manager::restore(state_dir).await;
+    let restored = kept?.into();
+    by_note.map(|()| restored)
+}
+
+impl From<Kept> for Restored {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::Foreign => Restored::KeptForeign,
+            Kept::Nothing | Kept::Original => Restored::AsBefore,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! resolvconf(8), openresolv's and Debian's.
 
+use std::io::ErrorKind;
 use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt;
@@ -25,9 +26,12 @@ pub(super) fn is_set(resolvers: &Resolvers) -> bool {
     contents.is_ok_and(|contents| first(contents) == resolvers.servers.first().copied())
 }
 
-/// Does nothing if there is no such record.
+/// Does nothing if there is no such record, as without the command.
 pub(super) async fn restore(interface: &str) -> Result<(), Error> {
-    run(&["-d", &record(interface), "-f"], "").await
+    match run(&["-d", &record(interface), "-f"], "").await {
+        Err(Error::File { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Debian's resolvconf goes by names: `tun*` comes before every physical link
@@ -48,7 +52,7 @@ async fn run(arguments: &[&str], input: &str) -> Result<(), Error> {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(failed)?;
+            .map_err(|source| Error::File { doing: "run", path: "resolvconf".into(), source })?;
         if let Some(mut pipe) = child.stdin.take() {
             // One that does not read says why by its status.
             let _ = pipe.write_all(input.as_bytes()).await;

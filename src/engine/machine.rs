@@ -108,6 +108,12 @@ impl Engine {
         words.chain(self.trouble_with_link().map(str::to_owned)).collect()
     }
 
+    /// Whether the tunnel's resolvers shall be the system's. While the lock is open, nothing routes
+    /// to them through the tunnel: they would be asked in clear.
+    pub(super) fn wants_dns(&self) -> bool {
+        self.keeps_tunnel() && !self.lock.open
+    }
+
     /// Whether the tunnel is ours to keep up.
     pub(super) fn keeps_tunnel(&self) -> bool {
         self.wanted && self.settings.managed
@@ -142,6 +148,7 @@ impl Engine {
             }
             Event::Tunnel(reading) => self.tunnel_read(reading, now),
             Event::Sent => self.traffic_sent(now),
+            Event::ResolversLost => self.resolve_again(),
             Event::Resumed => self.resumed(now),
             Event::Command(command) => self.obey(command, now),
             Event::Configured(settings) => self.configured(settings, now),
@@ -158,9 +165,16 @@ impl Engine {
         self.started = true;
         self.network = network;
         self.hold();
-        if !self.settings.managed {
-            return;
+        if self.settings.managed {
+            self.find_tunnel(tunnel, now);
         }
+        // What a daemon left that was killed.
+        if !self.pending.holds(&Effect::SetDns) {
+            self.perform(Effect::RestoreDns);
+        }
+    }
+
+    fn find_tunnel(&mut self, tunnel: Option<Reading>, now: Time) {
         let of_ours = |it: &Reading| {
             it.candidate.is_some_and(|it| candidates::known(&self.settings.servers, it))
         };
@@ -178,17 +192,16 @@ impl Engine {
                 self.lock.open = false;
                 self.hold();
                 self.route_again();
-                if matches!(self.phase, Phase::Up(_)) {
-                    self.perform_once(Effect::SetDns);
-                }
+                self.resolve_again();
             }
             Command::Unlock => {
                 self.lock = Lock { open: true, seen_open: true, again: false };
                 if !self.pending.holds_after(&Effect::Unlock, &Effect::HoldLock) {
                     self.perform(Effect::Unlock);
                 }
-                // The tunnel's routes go with the lock, and its resolvers are behind them.
-                if matches!(self.phase, Phase::Up(_)) {
+                // The tunnel's routes go with the lock, and its resolvers are behind them. They may be
+                // set whatever the phase: a new handshake leaves them.
+                if self.keeps_tunnel() {
                     self.perform_once(Effect::RestoreDns);
                 }
             }
@@ -200,7 +213,7 @@ impl Engine {
 
     /// Makes the lock what is configured. Many disturbances at once cost one effect, and one more
     /// for what came while it was performed.
-    fn hold(&mut self) {
+    pub(super) fn hold(&mut self) {
         if self.lock.open {
             return;
         }
@@ -217,6 +230,13 @@ impl Engine {
         self.routes_again = self.pending.holds(&Effect::EnsureRoutes);
         if !self.routes_again {
             self.perform(Effect::EnsureRoutes);
+        }
+    }
+
+    /// The tunnel's resolvers, unless they wait for a handshake.
+    pub(super) fn resolve_again(&mut self) {
+        if self.wants_dns() && self.has_session() {
+            self.perform_once(Effect::SetDns);
         }
     }
 
@@ -265,6 +285,7 @@ impl Engine {
             Effect::Unlock if !self.pending.holds(&Effect::Unlock) => {
                 self.lock.open = false;
                 self.hold();
+                self.resolve_again();
             }
             Effect::EnsureRoutes => self.routes_again = false,
             Effect::Probe => self.probe_failed(),
@@ -318,12 +339,14 @@ impl Engine {
         match effect {
             Effect::HoldLock => !self.lock.open,
             Effect::Unlock => self.lock.open,
-            Effect::RestoreDns | Effect::RemoveLink => !self.keeps_tunnel(),
+            Effect::SetDns => self.wants_dns(),
+            Effect::RestoreDns => !self.wants_dns(),
+            Effect::RemoveLink => !self.keeps_tunnel(),
             Effect::SetPeer(candidate) => self.awaits_handshake_of() == Some(*candidate),
             Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic => self.uses_tunnel(),
             Effect::Announce(_) => false,
             Effect::EnsureRoutes => self.keeps_tunnel() && self.link.built,
-            Effect::EnsureLink | Effect::SetDns => self.keeps_tunnel(),
+            Effect::EnsureLink => self.keeps_tunnel(),
         }
     }
 

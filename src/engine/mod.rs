@@ -54,7 +54,8 @@ pub struct Server {
     pub endpoints: Vec<SocketAddr>,
 }
 
-/// The physical way out of one address family: the best default route of table main.
+/// The physical way out of one address family: the best default route of table main, or
+/// two halves of one that lead the same way.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uplink {
     /// Index of its link, which is up.
@@ -149,6 +150,8 @@ pub enum Event {
     Tunnel(Reading),
     /// Somebody sent into the tunnel after [`Effect::WatchTraffic`].
     Sent,
+    /// The tunnel's resolvers are not the system's any more: somebody replaced or forgot them.
+    ResolversLost,
     /// The machine slept and woke.
     Resumed,
     /// An administrator's wish.

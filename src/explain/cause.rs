@@ -57,7 +57,7 @@ pub(super) fn find(
         return Cause::plain("the configuration cannot be used, so the strictest lock holds");
     };
     if verdict != Verdict::Accept {
-        return block(reason, config);
+        return block(reason, packet, direction, config);
     }
     let peer = direction.peer(packet);
     match reason {
@@ -96,12 +96,15 @@ pub(super) fn find(
     }
 }
 
-fn block(reason: &str, config: &Config) -> Cause {
+fn block(reason: &str, packet: &Packet, direction: Direction, config: &Config) -> Cause {
     match reason {
         "blocked: from the tunnel's address"
         | "blocked: tunnel address from outside"
         | "blocked: arp for the tunnel address" => Cause::near(config, "tunnel.addresses"),
         "blocked: the tunnel into itself" => Cause::of(config, "tunnel.fwmark"),
+        "blocked: from an inbound service's port, no reply" => {
+            of_inbound(config, packet, direction)
+        }
         _ => {
             let file = config.files.first().map(|file| Location::file(file).to_string());
             Cause::plain(format!("nothing in {} allows it", file.unwrap_or_default()))

@@ -59,6 +59,9 @@ pub(super) fn of_table(decision: &Decision<'_>) -> Layer {
     }
 }
 
+/// Why the routing guard lets pass what it lets pass by no default route.
+pub const NEAR_ROUTE: &str = "a route of table main, no default one";
+
 /// What the policy rules do, where table main has a route; `None` without a routing guard.
 fn routing(policy: &Policy, packet: &Packet) -> Option<Layer> {
     let layer = |verdict, rule: Option<String>, reason: &str| {
@@ -98,6 +101,7 @@ fn routing(policy: &Policy, packet: &Packet) -> Option<Layer> {
         };
         let reason = match verdict {
             Verdict::Accept if tunnel => "a route into the tunnel",
+            Verdict::Accept if rule.action == Action::MainNear => NEAR_ROUTE,
             Verdict::Accept => "a route of table main",
             _ => "unreachable but by the tunnel",
         };
@@ -116,8 +120,7 @@ fn asks_no_rule(packet: &Packet) -> bool {
 }
 
 pub(super) fn is_tunnel(policy: &Policy, link: &ruleset::model::LinkView) -> bool {
-    let kind = link.kind.as_deref().unwrap_or_default();
-    policy.tunnel.as_ref().is_some_and(|it| it.interface == link.name && it.kinds.contains(kind))
+    policy.tunnel.as_ref().is_some_and(|it| it.is(&link.name, link.kind.as_deref()))
 }
 
 fn is_internal(policy: &Policy, link: &ruleset::model::LinkView) -> bool {

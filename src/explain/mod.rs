@@ -20,7 +20,7 @@ pub mod line;
 mod remedy;
 
 pub use cause::Cause;
-pub use layers::Layer;
+pub use layers::{Layer, NEAR_ROUTE};
 pub use remedy::{Addition, Remedy};
 
 /// A packet in words.
@@ -221,23 +221,37 @@ impl Answer {
 /// # Errors
 /// If the words do not describe a packet: what is missing.
 pub fn decide(words: &Words, policy: &Policy, config: Option<&Config>) -> Result<Answer, String> {
-    let links = netlink::Socket::open(netlink::Family::Route)
-        .and_then(|socket| netlink::links(&socket))
-        .unwrap_or_default();
-    decide_among(&links, words, policy, config)
+    decide_at(&Here::read().unwrap_or_default(), words, policy, config)
 }
 
-/// The same on a machine that has these links. Pure.
+/// What the answer depends on besides the policy.
+#[derive(Debug, Default)]
+pub struct Here {
+    /// Every link of the machine.
+    pub links: Vec<netlink::Link>,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Here {
+    fn read() -> std::io::Result<Self> {
+        let socket = netlink::Socket::open(netlink::Family::Route)?;
+        let addresses = netlink::addresses(&socket)?.into_iter().map(|it| it.address).collect();
+        Ok(Here { links: netlink::links(&socket)?, addresses })
+    }
+}
+
+/// The same on such a machine. Pure.
 ///
 /// # Errors
 /// As [`decide`].
-pub fn decide_among(
-    links: &[netlink::Link],
+pub fn decide_at(
+    here: &Here,
     words: &Words,
     policy: &Policy,
     config: Option<&Config>,
 ) -> Result<Answer, String> {
-    let packet = describe(links, words, policy)?;
+    let packet = describe(here, words, policy)?;
     let direction = Direction::of(words);
     let ruleset = compile(policy);
     let decision = layers::of_table(&ruleset.judge(direction.hooks(), &packet));
@@ -261,8 +275,8 @@ fn passes(policy: &Policy, packet: &Packet, direction: Direction) -> bool {
     layers.iter().all(|layer| layer.verdict == Verdict::Accept)
 }
 
-fn describe(links: &[netlink::Link], words: &Words, policy: &Policy) -> Result<Packet, String> {
-    let view = |name: &String| view(name, links, policy);
+fn describe(here: &Here, words: &Words, policy: &Policy) -> Result<Packet, String> {
+    let view = |name: &String| view(name, &here.links, policy);
     let oif = match (&words.out, &words.into) {
         (Some(name), _) => Some(view(name)),
         (None, Some(_)) => None,
@@ -300,7 +314,7 @@ fn describe(links: &[netlink::Link], words: &Words, policy: &Policy) -> Result<P
         mark: words.mark,
         iif: words.into.as_ref().map(view),
         oif,
-        to_this_machine: destination.is_loopback(),
+        to_this_machine: destination.is_loopback() || here.addresses.contains(&destination),
         connection: Some(connection(words, destination)),
     })
 }

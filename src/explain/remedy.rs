@@ -335,6 +335,10 @@ fn why_not(packet: &Packet, direction: Direction, policy: &Policy) -> String {
     if direction == Direction::Forwarded {
         return "forwarded packets leave by the tunnel (forward.mode = \"tunnel\") or stay on internal bridges".into();
     }
+    if serves(policy, packet) {
+        return "from an inbound service's port only replies leave: what begins here needs another"
+            .into();
+    }
     if to.is_multicast() {
         return format!("{to} is a multicast group, and no key names one");
     }
@@ -347,4 +351,13 @@ fn why_not(packet: &Packet, direction: Direction, policy: &Policy) -> String {
         ),
         false => format!("{to} is on no local network: only the tunnel leads there"),
     }
+}
+
+/// Whether it comes from the port of an inbound service, to one of its clients.
+fn serves(policy: &Policy, packet: &Packet) -> bool {
+    policy.inbound.iter().any(|it| {
+        it.protocol.number() == packet.protocol
+            && packet.ports.is_some_and(|(from, _)| from == it.port)
+            && it.from.contains(&packet.destination)
+    })
 }

@@ -19,7 +19,7 @@ use crate::ruleset::{self, Family, Table};
 
 pub use keeper::{Keeper, parked};
 pub use live::{Live, read};
-pub use status::{Exception, Layers, State, Status, Tunnel};
+pub use status::{Exception, Layers, REMAINS, State, Status, Tunnel};
 
 /// What [`lock`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

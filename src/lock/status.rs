@@ -13,6 +13,10 @@ use crate::routing;
 use crate::ruleset::expression::{self, Expression};
 use crate::ruleset::{self, Table};
 
+/// Of an open machine: something of the lock is left that blocks.
+pub const REMAINS: &str =
+    "what is left of the lock still blocks: `killswitch lock` locks, `killswitch unlock` opens";
+
 /// What `status` says: the kernel's view, held against what the configuration compiles to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -115,6 +119,9 @@ impl Status {
         let tunnel = policy.tunnel.as_ref().map(|tunnel| describe_tunnel(live, policy, tunnel));
         let connected = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
         let intact = locked && table && egress.1 && routes;
+        if live.inet.is_none() && (live.egress.is_some() || !live.routing.is_empty()) {
+            degraded.push(REMAINS.into());
+        }
         let state = match (locked, intact, connected) {
             (false, ..) if live.inet.is_some() => State::Damaged,
             (false, ..) => State::Open,
@@ -267,14 +274,18 @@ fn routes_are_intact(
     if locked && !extra.is_empty() {
         degraded.push(format!("routing guard: too much: {}", extra.join("; ")));
     }
-    missing.is_empty() && extra.is_empty()
+    let grouped = routing::grouped_wrongly(&live.links, &guard);
+    if locked && !grouped.is_empty() {
+        degraded.push(format!(
+            "routing guard: in the link group of internal bridges: {}",
+            grouped.join(", ")
+        ));
+    }
+    missing.is_empty() && extra.is_empty() && grouped.is_empty()
 }
 
 fn describe_tunnel(live: &Live, policy: &Policy, tunnel: &policy::Tunnel) -> Tunnel {
-    let link = live.links.iter().find(|link| {
-        link.name == tunnel.interface
-            && link.kind.as_deref().is_some_and(|kind| tunnel.kinds.contains(kind))
-    });
+    let link = live.links.iter().find(|link| tunnel.is(&link.name, link.kind.as_deref()));
     Tunnel {
         interface: tunnel.interface.clone(),
         up: link.is_some_and(|link| link.up),

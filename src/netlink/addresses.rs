@@ -72,7 +72,7 @@ fn read(message: &Message) -> Option<Address> {
     })
 }
 
-fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
         16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),

@@ -29,6 +29,8 @@ pub struct Link {
     pub up: bool,
     /// Up, with carrier, and not waiting for more, e.g. 802.1X (IFF_RUNNING, RFC 2863).
     pub running: bool,
+    /// The largest packet that it takes.
+    pub mtu: u32,
     /// IFLA_GROUP; zero unless somebody set it.
     pub group: u32,
     /// Index of the bridge, or other master, that it is a port of.
@@ -61,6 +63,7 @@ pub(super) fn ask(socket: &Socket) -> io::Result<Vec<Message>> {
 /// `ifinfomsg`: family, padding, type, index, flags, change; then attributes.
 pub(super) fn read(message: &Message) -> Option<Link> {
     const IFLA_IFNAME: u16 = 3;
+    const IFLA_MTU: u16 = 4;
     const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_KIND: u16 = 1;
@@ -79,6 +82,7 @@ pub(super) fn read(message: &Message) -> Option<Link> {
         ethernet: hardware == ARPHRD_ETHER,
         up: flags & IFF_UP != 0,
         running: [IFF_UP, IFF_RUNNING, IFF_LOWER_UP].iter().all(|flag| flags & flag != 0),
+        mtu: 0,
         group: 0,
         master: None,
         rx_bytes: 0,
@@ -87,6 +91,7 @@ pub(super) fn read(message: &Message) -> Option<Link> {
     for (kind, value) in Attributes(&message.payload[16..]) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_MTU => link.mtu = number(value).unwrap_or_default(),
             IFLA_MASTER => link.master = number(value),
             IFLA_GROUP => link.group = number(value).unwrap_or_default(),
             IFLA_LINKINFO => {

@@ -8,6 +8,7 @@ mod attached;
 mod encode;
 mod hardware;
 mod links;
+mod routes;
 mod socket;
 
 pub use addresses::{Address, addresses};
@@ -15,4 +16,6 @@ pub use attached::{Attached, Filter, attached, filters, namespace_number};
 pub(crate) use encode::encode;
 pub use hardware::hardware_addresses;
 pub use links::{Link, links};
+pub use routes::{Route, main_route};
+pub(crate) use socket::text;
 pub use socket::{Ack, Attributes, Failure, Family, Message, Socket};

@@ -371,7 +371,7 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// A string's value, which may end in NUL, and be of any bytes.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::policy::{Inbound, LinkPattern, NAME_SERVICE_PORTS, Policy, Protocol};
+use crate::policy::{Inbound, LinkPattern, NAME_SERVICE_PORTS, Policy, Protocol, Tunnel};
 
 /// Our routing table: "ks" in ASCII, as the mark.
 pub const TABLE: u32 = 0x6b73;
@@ -155,8 +155,8 @@ pub struct Guard {
     pub rules: BTreeSet<Rule>,
     /// Routes of our table. The tunnel's come and go and are not among them.
     pub routes: BTreeSet<Route>,
-    /// Whether the tunnel may have routes in our table.
-    pub tunnel: bool,
+    /// Which may have routes in our table.
+    pub tunnel: Option<Tunnel>,
     /// Bridges that go into our link group.
     pub internal: BTreeSet<LinkPattern>,
 }
@@ -201,7 +201,7 @@ impl Guard {
         Guard {
             rules,
             routes: Family::BOTH.map(unreachable_default).into(),
-            tunnel: policy.tunnel.is_some(),
+            tunnel: policy.tunnel.clone(),
             internal: policy.internal.clone(),
         }
     }
@@ -305,6 +305,11 @@ impl Family {
             Family::V6 => 6,
         }
     }
+}
+
+/// Whether the rules that take no wide route of table main take one to this destination.
+pub fn is_near(destination: IpNet) -> bool {
+    u32::from(destination.prefix_len()) > Family::of(destination.addr()).too_wide()
 }
 
 /// In the words of `ip rule`.
@@ -433,7 +438,7 @@ mod tests {
         let opening: Vec<&Rule> = guard.rules.iter().filter(|rule| rule.action.opens()).collect();
         assert_eq!(opening.iter().map(|rule| rule.preference).collect::<Vec<_>>(), [27580]);
         assert_eq!(guard.routes.len(), 2);
-        assert!(!guard.tunnel);
+        assert_eq!(guard.tunnel, None);
     }
 
     #[test]

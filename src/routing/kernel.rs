@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::guard::{self, Action, Family, Guard, Route, RouteKind, Rule};
 use super::links;
 use super::message::{Request, decode_route, decode_rule, dump_routes, dump_rules, perform};
-use crate::netlink::{self, Failure, Socket};
+use crate::netlink::{self, Failure, Link, Socket};
 
 /// Reverse-path validation then looks at the mark, so that a strict `rp_filter` lets the servers'
 /// replies in (threat 52).
@@ -107,6 +107,8 @@ pub enum Ipv6 {
 pub struct Live {
     rules: Vec<(Rule, RuleMessage)>,
     routes: Vec<(Route, RouteHeader)>,
+    /// Every link, if any of those routes leads into one.
+    links: Vec<Link>,
     /// What it knows of IPv6.
     pub ipv6: Ipv6,
 }
@@ -141,8 +143,7 @@ impl Live {
         describe(rules.into_iter(), routes.into_iter())
     }
 
-    /// What the kernel has of ours and the guard does not want. The tunnel's routes are welcome as
-    /// long as the guard has a tunnel.
+    /// What the kernel has of ours and the guard does not want. The tunnel's routes are welcome.
     pub fn extra(&self, guard: &Guard) -> Vec<String> {
         let rules = guard::compare(&guard.rules, &self.rules).1;
         let routes = self.unwanted_routes(guard);
@@ -181,8 +182,20 @@ impl Live {
 
     fn unwanted_routes<'a>(&'a self, guard: &Guard) -> Vec<&'a (Route, RouteHeader)> {
         let mut routes = guard::compare(&guard.routes, &self.routes).1;
-        routes.retain(|(route, _)| !(guard.tunnel && matches!(route.kind, RouteKind::Link(_))));
+        routes.retain(|(route, _)| match route.kind {
+            RouteKind::Link(index) => !self.is_tunnel(guard, index),
+            RouteKind::Unreachable | RouteKind::Other => true,
+        });
         routes
+    }
+
+    fn is_tunnel(&self, guard: &Guard, index: u32) -> bool {
+        let link = self.links.iter().find(|link| link.index == index);
+        guard
+            .tunnel
+            .as_ref()
+            .zip(link)
+            .is_some_and(|(it, link)| it.is(&link.name, link.kind.as_deref()))
     }
 
     /// The guard without IPv6 where there is none to guard.
@@ -194,7 +207,8 @@ impl Live {
         guard
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether there is nothing of ours.
+    pub fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.routes.is_empty()
     }
 }
@@ -329,22 +343,6 @@ pub fn read() -> Result<Live, Error> {
     read_with(&open()?)
 }
 
-/// Removes what leads from our table into any link but this one, the tunnel's: how many there were.
-///
-/// # Errors
-/// The kernel does not answer, or what it refused to remove.
-pub fn remove_strays(socket: &Socket, tunnel: u32) -> Result<usize, Error> {
-    let live = read_with(socket)?;
-    let strays = live
-        .routes
-        .iter()
-        .filter(|(route, _)| matches!(route.kind, RouteKind::Link(link) if link != tunnel));
-    let requests: Vec<Request> =
-        strays.map(|(route, header)| Request::delete_route(route, header)).collect();
-    Error::unless_none(perform(socket, &requests)?)?;
-    Ok(requests.len())
-}
-
 /// Removes our rules, all routes of our table (the tunnel's, too) and our link group; how many there were.
 ///
 /// `src_valid_mark` stays set: it changes nothing for packets without a mark, and another VPN may
@@ -406,6 +404,9 @@ fn read_with(socket: &Socket) -> Result<Live, Error> {
             .into_iter()
             .filter_map(|message| Some((decode_route(&message, family)?, message.header)));
         live.routes.extend(decoded);
+    }
+    if live.routes().any(|route| matches!(route.kind, RouteKind::Link(_))) {
+        live.links = links::read(socket)?;
     }
     Ok(live)
 }

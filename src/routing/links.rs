@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::guard::GROUP;
+use super::guard::{Action, GROUP, Guard};
 use super::kernel::Error;
 use super::message::{DEFAULT_GROUP, Request, perform};
 use crate::netlink::{self, Link, Socket};
@@ -24,7 +24,7 @@ pub(super) fn group(
     socket: &Socket,
     internal: &BTreeSet<LinkPattern>,
 ) -> Result<Vec<String>, Error> {
-    let links = netlink::links(socket).map_err(|error| Error::Read { what: "links", error })?;
+    let links = read(socket)?;
     let mut requests = Vec::new();
     let mut strays = Vec::new();
     for link in &links {
@@ -43,6 +43,18 @@ pub(super) fn group(
     }
     Error::unless_none(perform(socket, &requests)?)?;
     Ok(strays)
+}
+
+pub(super) fn read(socket: &Socket) -> Result<Vec<Link>, Error> {
+    netlink::links(socket).map_err(|error| Error::Read { what: "links", error })
+}
+
+/// The names of links that are in our link group and no internal bridge: where there is a rule for
+/// those, packets may leave by them.
+pub fn grouped_wrongly(links: &[Link], guard: &Guard) -> Vec<String> {
+    let wrong = |link: &&Link| link.group == GROUP && !is_internal(link, links, &guard.internal);
+    let opens = guard.rules.iter().any(|rule| rule.action == Action::MainInternal);
+    links.iter().filter(wrong).filter(|_| opens).map(|link| link.name.clone()).collect()
 }
 
 fn is_internal(link: &Link, links: &[Link], internal: &BTreeSet<LinkPattern>) -> bool {
@@ -67,6 +79,7 @@ mod tests {
             ethernet: true,
             up: true,
             running: true,
+            mtu: 1500,
             group: 0,
             master: bridge,
             rx_bytes: 0,

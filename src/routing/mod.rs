@@ -28,11 +28,10 @@ mod links;
 mod message;
 
 pub use guard::{
-    Action, Family, GROUP, Guard, LAST_METRIC, PREFERENCES, Route, RouteKind, Rule, TABLE,
+    Action, Family, GROUP, Guard, LAST_METRIC, PREFERENCES, Route, RouteKind, Rule, TABLE, is_near,
 };
 pub use kernel::{
-    Change, Error, Ipv6, Live, Refusal, Report, apply, apply_with, read, remove, remove_strays,
-    remove_with,
+    Change, Error, Ipv6, Live, Refusal, Report, apply, apply_with, read, remove, remove_with,
 };
-pub use links::group_internal_bridges;
+pub use links::{group_internal_bridges, grouped_wrongly};
 pub use message::{add_tunnel_route, remove_tunnel_route};

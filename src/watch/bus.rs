@@ -1,15 +1,12 @@
 //! When the system bus appears.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::AddWatchFlags;
 use tokio::time::sleep;
 
-use super::listener::register;
+use super::Names;
 
 /// Of the bus's socket, `/run/dbus/system_bus_socket`, and above it: the directory comes first.
 const DIRECTORIES: [&str; 2] = ["/run/dbus", "/run"];
@@ -61,33 +58,11 @@ impl BusAppears {
 async fn appears() {
     /// Its socket is there before it listens.
     const START: Duration = Duration::from_millis(200);
-    let Ok(watch) = watch() else { return std::future::pending().await };
-    loop {
-        let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
-        let events = ready.get_inner().0.read_events().unwrap_or_default();
-        ready.clear_ready();
-        let mut names = events.iter().filter_map(|event| event.name.as_ref());
-        if names.any(|name| NAMES.iter().any(|known| name == known)) {
-            return sleep(START).await;
-        }
-    }
-}
-
-/// Where none of the directories exists, nothing is to be seen.
-fn watch() -> std::io::Result<AsyncFd<Directories>> {
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let appearing = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-    for directory in DIRECTORIES.iter().filter(|it| Path::new(it).is_dir()) {
-        inotify.add_watch(*directory, appearing)?;
-    }
-    register(Directories(inotify), Interest::READABLE)
-}
-
-#[derive(Debug)]
-struct Directories(Inotify);
-
-impl AsRawFd for Directories {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+    // Where none of the directories exists, nothing is to be seen.
+    let directories = DIRECTORIES.into_iter().filter(|it| Path::new(it).is_dir());
+    match Names::watch(directories, &NAMES, appearing) {
+        Ok(names) if names.changed().await.is_ok() => sleep(START).await,
+        _ => std::future::pending().await,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Change, Culprit};
-use crate::netlink::{Attributes, Message};
+use crate::netlink::{self, Attributes, Message};
 use crate::routing;
 use crate::ruleset::{Family, TABLE};
 
@@ -110,10 +110,9 @@ fn culprit(payload: &[u8]) -> Culprit {
     let attributes = attributes(payload);
     let pid = attributes.get(NFTA_GEN_PROC_PID).and_then(|value| value.try_into().ok());
     match (pid, attributes.get(NFTA_GEN_PROC_NAME)) {
-        (Some(pid), Some(name)) => Culprit::Process {
-            pid: u32::from_be_bytes(pid),
-            name: String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned(),
-        },
+        (Some(pid), Some(name)) => {
+            Culprit::Process { pid: u32::from_be_bytes(pid), name: netlink::text(name) }
+        }
         _ => Culprit::Unknown,
     }
 }

@@ -13,6 +13,7 @@ mod blocked;
 mod bus;
 mod events;
 mod listener;
+mod names;
 mod network;
 mod sleep;
 
@@ -25,6 +26,7 @@ pub use blocked::{Blocked, BlockedWatch, Error as BlockedError};
 pub use bus::BusAppears;
 use events::Transaction;
 use listener::Listener;
+pub(crate) use names::Names;
 pub use network::{Observed, Observer};
 pub use sleep::Sleep;
 

@@ -10,6 +10,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
     RouteType, RouteVia,
 };
+use netlink_sys::AsyncSocket;
 
 use crate::engine::{Network, TunnelLink, Uplink};
 use crate::netlink::{self, Address, Family, Link, Socket};
@@ -52,9 +53,9 @@ impl Observer {
     /// Those of sockets.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::open(Family::Route)?;
+        let (mut connection, routes, _) = rtnetlink::new_connection()?;
         // Kernels before 4.20 lack strict checking: they list every table.
-        let (connection, routes, _) = rtnetlink::new_connection_with_strict_check()
-            .or_else(|_| rtnetlink::new_connection())?;
+        let _ = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
         Ok(Observer { socket, routes, connection: tokio::spawn(connection), seen: None })
     }
 
@@ -74,6 +75,7 @@ impl Observer {
         Ok(Observed { network, links_changed })
     }
 
+    /// And the halves of what a default route leads to.
     async fn default_routes(&self) -> io::Result<Vec<RouteMessage>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -84,7 +86,7 @@ impl Observer {
             let mut routes = std::pin::pin!(self.routes.route().get(request).execute());
             while let Some(route) = routes.try_next().await.map_err(io::Error::other)? {
                 // Without IPv6 the kernel answers with IPv4 once more.
-                if route.header.address_family == family && is_default(&route) {
+                if route.header.address_family == family && part(&route).is_some() {
                     found.push(route);
                 }
             }
@@ -112,10 +114,33 @@ impl Identity {
     }
 }
 
-fn is_default(route: &RouteMessage) -> bool {
-    route.header.destination_prefix_length == 0
-        && route.header.kind == RouteType::Unicast
-        && table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
+/// Of all addresses. Some have two halves for a default route, so as to keep another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    LowerHalf,
+    UpperHalf,
+}
+
+/// What a route of table main leads to, if it is as much.
+fn part(route: &RouteMessage) -> Option<Part> {
+    let header = &route.header;
+    if header.kind != RouteType::Unicast
+        || table(route) != u32::from(RouteHeader::RT_TABLE_MAIN)
+        || header.destination_prefix_length > 1
+    {
+        return None;
+    }
+    let upper = route.attributes.iter().any(|it| match it {
+        RouteAttribute::Destination(RouteAddress::Inet(it)) => it.octets()[0] >= 128,
+        RouteAttribute::Destination(RouteAddress::Inet6(it)) => it.octets()[0] >= 128,
+        _ => false,
+    });
+    Some(match (header.destination_prefix_length, upper) {
+        (0, _) => Part::All,
+        (_, false) => Part::LowerHalf,
+        (_, true) => Part::UpperHalf,
+    })
 }
 
 fn table(route: &RouteMessage) -> u32 {
@@ -139,12 +164,20 @@ fn network(
             .iter()
             .any(|it| it.index == index && it.running && !it.loopback && Some(&*it.name) != name)
     };
-    let uplink = |family| {
+    let best = |family, wanted| {
         let (_, link, gateway) = routes
             .iter()
-            .filter(|route| route.header.address_family == family)
+            .filter(|route| route.header.address_family == family && part(route) == Some(wanted))
             .filter_map(|route| first_hop(route, ways))
             .min_by_key(|&(metric, link, _)| (metric, link))?;
+        Some((link, gateway))
+    };
+    let uplink = |family| {
+        let halves = || {
+            let lower = best(family, Part::LowerHalf)?;
+            (best(family, Part::UpperHalf) == Some(lower)).then_some(lower)
+        };
+        let (link, gateway) = best(family, Part::All).or_else(halves)?;
         let addresses = addresses
             .iter()
             .filter(|it| it.link == link && it.usable && of(it.address) == family)

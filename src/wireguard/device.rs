@@ -128,14 +128,20 @@ impl Device {
         Ok((state, Some(link.index)))
     }
 
-    /// Whether somebody else put an address on the tunnel's link, or took one of ours: the kernel
-    /// may then choose a source that the lock does not let into the tunnel. [`Device::ensure_link`]
-    /// mends it.
+    /// Whether somebody else gave the tunnel's link another MTU, put an address on it, or took one of
+    /// ours: then packets do not fit, or the kernel may choose a source that the lock does not let
+    /// into the tunnel. [`Device::ensure_link`] mends it.
     ///
     /// # Errors
     /// Those of netlink.
-    pub fn has_foreign_addresses(&self, link: u32) -> Result<bool, Error> {
-        let difference = Links::open()?.compare_addresses(link, &self.addresses)?;
+    pub fn has_foreign_settings(&self, link: u32) -> Result<bool, Error> {
+        let links = Links::open()?;
+        let fits = |it: &netlink::Link| it.index != link || it.mtu == u32::from(self.mtu);
+        Ok(!links.all()?.iter().all(fits) || self.has_foreign_addresses(&links, link)?)
+    }
+
+    fn has_foreign_addresses(&self, links: &Links, link: u32) -> Result<bool, Error> {
+        let difference = links.compare_addresses(link, &self.addresses)?;
         let ipv6 = self.has_ipv6();
         // The kernel takes those of IPv6 whenever the link goes down (addrconf_ifdown).
         let taken = difference.missing.iter().any(|net| net.addr().is_ipv4() || ipv6);
@@ -251,6 +257,7 @@ impl Device {
             links.remove_altname(&link, &self.interface)?;
         }
         self.end_renamed();
+        self.delete_others_with_our_key(links)?;
         let Some(link) = links.find(&self.interface)? else { return Ok(None) };
         match self.kind_if_ours(&link) {
             // The kernel does not hang: what it refuses, it would refuse of a new link, too.
@@ -279,7 +286,20 @@ impl Device {
         }
     }
 
-    /// Two devices with one key would take the session from each other.
+    /// As when somebody gave our link another name. Two devices with one key would take the session
+    /// from each other, and only one can have the port.
+    fn delete_others_with_our_key(&self, links: &Links) -> Result<(), Error> {
+        for link in other_wireguards(&links.all()?, &self.interface) {
+            let host = WGApi::<Kernel>::new(&link.name).and_then(|api| api.read_interface_data());
+            if host.is_ok_and(|host| self.is_our_key(&host)) {
+                tracing::warn!(link = link.name, "another link has the tunnel's key: deleting it");
+                links.delete(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether another backend's link of our name was ours.
     fn has_our_key(&self, link: &netlink::Link) -> bool {
         let kind = match link.kind.as_deref() {
             Some("wireguard") => Kind::Kernel,
@@ -419,6 +439,14 @@ impl Device {
     }
 }
 
+/// Links of kernel WireGuard under any name but this.
+fn other_wireguards<'a>(
+    all: &'a [netlink::Link],
+    name: &str,
+) -> impl Iterator<Item = &'a netlink::Link> {
+    all.iter().filter(move |it| it.kind.as_deref() == Some("wireguard") && it.name != name)
+}
+
 /// The kernel gives every link that speaks IPv6 one.
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
@@ -462,6 +490,32 @@ mod tests {
         for (at, bits) in [(0, 8), (31, 0x20), (1, 1), (30, 0x80)] {
             assert!(!same_key(&with(at, bits), &ours), "{at} {bits}");
         }
+    }
+
+    #[test]
+    fn only_wireguard_under_another_name_is_asked_for_its_key() {
+        let link = |name: &str, kind: Option<&str>| netlink::Link {
+            index: 1,
+            name: name.into(),
+            kind: kind.map(Into::into),
+            loopback: false,
+            ethernet: false,
+            up: true,
+            running: true,
+            mtu: 1420,
+            group: 0,
+            master: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let all = [
+            link("eth0", None),
+            link("wg0", Some("wireguard")),
+            link("foo", Some("wireguard")),
+            link("tun0", Some("tun")),
+        ];
+        let names: Vec<_> = other_wireguards(&all, "wg0").map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["foo"]);
     }
 
     #[test]

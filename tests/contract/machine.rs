@@ -60,7 +60,8 @@ impl Run {
 /// A machine under test with its files in a folder of root's.
 pub struct Machine {
     pub host: Host,
-    _far: Host,
+    /// What is at the NIC's other end.
+    pub far: Host,
     folder: tempfile::TempDir,
 }
 
@@ -80,7 +81,7 @@ impl Machine {
         // /run is this process's own.
         let folder = tempfile::tempdir_in("/run").during("a folder")?;
         set_mode(folder.path(), 0o755)?;
-        let machine = Machine { host, _far: far, folder };
+        let machine = Machine { host, far, folder };
         machine.write("private.key", PRIVATE_KEY, 0o600)?;
         machine.write("psk.key", PRESHARED_KEY, 0o600)?;
         machine.configure(TUNNEL)?;

@@ -26,6 +26,7 @@ fn main() -> std::process::ExitCode {
             a_day_in_its_life
             a_tunnel_that_is_up_is_connected
             damage_is_told
+            what_is_left_of_the_lock_is_said
             unlock_asks_a_person
             json_has_its_keys
             rules_load_and_explain_agrees
@@ -60,7 +61,10 @@ fn main() -> std::process::ExitCode {
             a_bad_configuration_at_boot_tightens_what_is_there
             not_wanted_at_boot_is_not_done
             a_session_is_not_cut_off_unasked
-            a_session_shows_in_the_environment_of_a_parent;
+            a_session_shows_in_the_environment_of_a_parent
+            a_session_goes_on_though_its_server_speaks_first
+            a_session_from_behind_the_gateway_needs_a_service
+            a_session_that_never_leaves_is_not_cut_off;
         plan:
             more_loosens_and_less_tightens
             the_exit_status_tells_the_effect
@@ -78,6 +82,7 @@ fn main() -> std::process::ExitCode {
             the_static_lock_is_the_strictest
             nothing_leaves_under_the_static_lock
             the_program_takes_the_static_lock_over_without_a_gap
+            no_comment_takes_a_key_into_the_initrd
             the_unit_is_sound
             the_daemons_unit_is_sound
             the_boot_script_falls_back

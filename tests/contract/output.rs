@@ -70,6 +70,28 @@ pub fn damage_is_told() -> Outcome {
     Ok(())
 }
 
+/// The table is gone, and what is left still blocks: nobody is told that everything may leave.
+pub fn what_is_left_of_the_lock_is_said() -> Outcome {
+    let machine = Machine::new()?;
+    let open = || -> Result<String, killswitch::lab::Error> {
+        Ok(machine.killswitch(&["status"])?.exits(20).out)
+    };
+    assert!(open()?.contains("everything may leave in clear"));
+    machine.killswitch(&["lock"])?.exits(0);
+    for damage in ["nft delete table inet killswitch", "nft delete table netdev killswitch"] {
+        let (program, arguments) = damage.split_once(' ').expect("words");
+        machine.host.command(program, &arguments.split(' ').collect::<Vec<_>>())?;
+        machine.host.ip("rule del pref 27599")?;
+        let said = open()?;
+        assert!(!said.contains("everything may leave"), "{said}");
+        assert!(said.contains("still blocks: `killswitch lock` locks"), "{said}");
+        machine.host.ip("rule add pref 27599 unreachable protocol kernel")?;
+    }
+    machine.killswitch(&["unlock", "--yes"])?.exits(0);
+    assert!(open()?.contains("everything may leave in clear"));
+    Ok(())
+}
+
 pub fn unlock_asks_a_person() -> Outcome {
     let machine = Machine::new()?;
     machine.killswitch(&["lock"])?.exits(0);

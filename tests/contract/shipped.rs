@@ -7,9 +7,19 @@ use std::process::Command;
 use killswitch::lab::addresses::{CLIENT_LINK, INTERNET_V4, INTERNET_V6, LAN_LINK, TUNNEL_V4};
 use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::traffic::Flood;
-use killswitch::lab::{Capture, Expectation, Lab};
+use killswitch::lab::{Capture, Context, Expectation, Lab, Result};
 
 use crate::machine::{Machine, PROGRAM, failed};
+
+/// A tunnel that brings no routing guard, and needs no key.
+const EXTERNAL: &str = "[tunnel]
+kind = \"external\"
+interface = \"tun0\"
+addresses = [\"10.8.0.2/24\"]
+[[server]]
+name = \"one\"
+endpoints = [\"198.51.100.7:1194\"]
+";
 
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -75,7 +85,10 @@ pub fn nothing_leaves_under_the_static_lock() -> Outcome {
 }
 
 pub fn the_program_takes_the_static_lock_over_without_a_gap() -> Outcome {
+    const ROUNDS: u64 = 20;
     let machine = Machine::new()?;
+    // Nothing but the table stops the flood.
+    machine.configure(EXTERNAL)?;
     let lab = Lab::new()?;
     let configuration = machine.path("killswitch.toml").display().to_string();
     let run = |command: &str| {
@@ -91,18 +104,43 @@ pub fn the_program_takes_the_static_lock_over_without_a_gap() -> Outcome {
     lab.client.command("timeout", &["20", "nft", "-f", &lock_file()])?;
     std::thread::sleep(std::time::Duration::from_millis(100));
     capture.take();
-    for _ in 0..20 {
+    for _ in 0..ROUNDS {
         run("lock")?;
         // Only the static table again, as after a boot.
         lab.client.command("nft", &["delete", "table", "netdev", "killswitch"])?;
         lab.client.command("timeout", &["20", "nft", "-f", &lock_file()])?;
     }
     let report = capture.stop()?;
-    assert!(flood.stop()?.sent > 0 || report.leaked.is_empty());
+    let flooded = flood.stop()?;
+    assert!(flooded.sent + flooded.refused > 100 * ROUNDS, "{flooded:?}");
     assert_eq!(report.leaked_total(), 0, "{}", report.summary(20));
     run("lock")?;
     let status = lab.client.output(PROGRAM, &["--config", &configuration, "status"])?;
     assert_eq!(status.status.code(), Some(10), "{status:?}");
+    Ok(())
+}
+
+/// Whether the hooks would take this text into an initrd.
+fn goes_into_the_initrd(text: &str) -> Result<bool> {
+    let machine = Machine::new()?;
+    for folder in ["etc/killswitch", "usr/bin"] {
+        std::fs::create_dir_all(machine.path(folder)).during(folder)?;
+    }
+    machine.write("etc/killswitch/initrd.toml", text, 0o600)?;
+    let program = machine.path("usr/bin/killswitch");
+    std::os::unix::fs::symlink(PROGRAM, program).during("the program")?;
+    let script = ". \"$1\"; configuration_for_initrd \"$2\"";
+    let contents = shipped("packaging/initrd/contents").display().to_string();
+    let root = machine.path("").display().to_string();
+    Ok(machine.host.output("sh", &["-c", script, "sh", &contents, &root])?.status.success())
+}
+
+pub fn no_comment_takes_a_key_into_the_initrd() -> Outcome {
+    let with = |comment: &str| format!("# A tunnel.\n  # PrivateKey\n{EXTERNAL}{comment}\n");
+    assert!(goes_into_the_initrd(&with(""))?, "of comments whole lines are left out");
+    for comment in ["[allow] # PrivateKey", "[allow]# PrivateKey", "[allow]\nlan = false\t#"] {
+        assert!(!goes_into_the_initrd(&with(comment))?, "{comment}");
+    }
     Ok(())
 }
 
@@ -202,7 +240,7 @@ pub fn the_boot_script_falls_back() -> Outcome {
             .env("KILLSWITCH_UDEV", machine.path("udev"));
         machine.run(script)
     };
-    let guards = || -> Result<String, killswitch::lab::Error> {
+    let guards = || -> Result<String> {
         let listed = machine.host.output("nft", &["list", "table", "netdev", "killswitch"])?;
         Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
     };
@@ -238,7 +276,7 @@ pub fn the_boot_script_falls_back() -> Outcome {
 }
 
 /// Whether the client answers on its NIC for an address of another link.
-fn answers_for_the_tunnel(lab: &Lab) -> Result<bool, killswitch::lab::Error> {
+fn answers_for_the_tunnel(lab: &Lab) -> Result<bool> {
     let address = TUNNEL_V4.to_string();
     lab.router.output("ip", &["neigh", "del", &address, "dev", LAN_LINK])?;
     lab.router.output("ping", &["-c1", "-W2", &address])?;

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use killswitch::dbus::SOCKET;
 use killswitch::lab::harness::{Outcome, Test, eventually};
 use killswitch::lab::host::Process;
+use killswitch::lab::setup;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -24,6 +25,10 @@ pub const TESTS: &[Test] = &[
     ("a_renamed_tunnel_leaves_no_link_behind", renamed),
     ("a_route_past_the_tunnel_is_removed", stray_route),
     ("a_foreign_address_on_the_tunnel_is_removed", foreign_address),
+    ("what_somebody_changed_of_wireguard_is_set_back", foreign_settings),
+    ("replies_that_a_sysctl_drops_come_again", dropped_replies),
+    ("a_tunnel_that_was_replaced_unseen_gets_its_peer", replaced),
+    ("a_foreign_mtu_on_the_tunnel_is_set_back", foreign_mtu),
     ("a_tunnel_that_blinks_is_whole_again", blinking),
     ("connect_to_an_open_machine_says_so", connect_while_open),
     ("unlock_wins_over_an_earlier_reload", unlock_during_reload),
@@ -96,6 +101,13 @@ fn stray_route() -> Outcome {
     })?;
     stage.wait_for_traffic("a route past the tunnel")?;
     stage.nothing_leaked("a route past the tunnel")?;
+    // Also while there is no tunnel that it could be in the way of.
+    assert!(stage.ask(&["disconnect"])?.status.success());
+    stage.lab.client.ip(&format!("route add {stray}"))?;
+    eventually("it is removed", || {
+        let routes = stage.lab.client.command("ip", &["route", "show", "table", "27507"])?;
+        Ok(!routes.contains("eth0"))
+    })?;
     Ok(())
 }
 
@@ -167,6 +179,20 @@ fn foreign_address() -> Outcome {
     Ok(())
 }
 
+fn foreign_mtu() -> Outcome {
+    let stage = Stage::set()?;
+    // The lower one is too low for IPv6: its address and routes go.
+    for mtu in ["1300", "1000"] {
+        stage.lab.client.ip(&format!("link set wg0 mtu {mtu}"))?;
+        eventually("the tunnel has its own MTU", || {
+            Ok(stage.lab.client.command("ip", &["link", "show", "wg0"])?.contains("mtu 1420"))
+        })?;
+        stage.wait_for_traffic("a foreign MTU on the tunnel")?;
+    }
+    stage.nothing_leaked("a foreign MTU on the tunnel")?;
+    Ok(())
+}
+
 /// Down and up again before anybody looks: the kernel takes routes, of which it tells nobody, and the
 /// IPv6 address.
 fn blinking() -> Outcome {
@@ -176,5 +202,60 @@ fn blinking() -> Outcome {
         stage.wait_for_traffic("the tunnel's link went down and up")?;
     }
     stage.nothing_leaked("the tunnel's link went down and up")?;
+    Ok(())
+}
+
+/// Of which no event tells.
+fn foreign_settings() -> Outcome {
+    let stage = Stage::set()?;
+    let key = stage.lab.client.command("wg", &["show", "wg0", "public-key"])?;
+    let other = "wg genkey >/run/other.key && wg set wg0 private-key /run/other.key listen-port 0";
+    for change in ["wg set wg0 fwmark 7 listen-port 0", other] {
+        stage.lab.client.command("sh", &["-c", change])?;
+        assert!(!stage.has_traffic()?, "{change}");
+        stage.wait_for_traffic(change)?;
+        assert_eq!(stage.lab.client.command("wg", &["show", "wg0", "fwmark"])?.trim(), "0x6b73");
+        assert_eq!(stage.lab.client.command("wg", &["show", "wg0", "public-key"])?, key);
+    }
+    stage.lab.client.command("wg", &["set", "wg0", "fwmark", "7", "listen-port", "0"])?;
+    assert!(stage.ask(&["reconnect"])?.status.success());
+    stage.nothing_leaked("foreign settings of WireGuard")?;
+    Ok(())
+}
+
+/// A strict reverse-path filter looks at the mark only if it is told to (threat 52).
+fn dropped_replies() -> Outcome {
+    let stage = Stage::set()?;
+    let client = &stage.lab.client;
+    // IPv6 has no such filter, and the daemon would turn to a server's IPv6 endpoint.
+    client.ip("route delete ::/0")?;
+    client.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
+    assert!(stage.has_traffic()?);
+    client.sysctl("net/ipv4/conf/all/src_valid_mark", "0")?;
+    assert!(!stage.has_traffic()?, "replies are dropped");
+    stage.wait_for_traffic("src_valid_mark was set back")?;
+    stage.nothing_leaked("src_valid_mark was set back")?;
+    Ok(())
+}
+
+/// By another of its name and kind, before anybody looks.
+fn replaced() -> Outcome {
+    let mut stage = Stage::set()?;
+    stage.fall_silent()?;
+    let client = &stage.lab.client;
+    stage.daemon.signal(Signal::SIGSTOP)?;
+    kill(wireguard()?, Signal::SIGKILL)?;
+    eventually("the tunnel's link goes", || Ok(!client.has_link("wg0")?))?;
+    fs::remove_file("/var/run/wireguard/wg0.sock")?;
+    let mut command = Command::new(setup::wireguard()?);
+    command.args(["-f", "wg0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _other = client.start(command)?;
+    eventually("another link", || Ok(client.has_link("wg0")? && wireguard().is_ok()))?;
+    client.ip("address add 10.64.0.2/32 dev wg0
+         address add fd00:64::2/128 dev wg0 nodad
+         link set wg0 mtu 1420 up")?;
+    stage.daemon.signal(Signal::SIGCONT)?;
+    stage.wait_for_traffic("another link took the tunnel's place")?;
+    stage.nothing_leaked("another link took the tunnel's place")?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod environment;
 mod exceptions;
 mod faults;
 mod requests;
+mod resolvers;
 mod soak;
 mod stage;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         crashes::TESTS,
         environment::TESTS,
         requests::TESTS,
+        resolvers::TESTS,
         exceptions::TESTS,
     ]
     .concat();

@@ -29,7 +29,7 @@ done";
 /// Dropped in this order: those who use the laboratory first.
 pub struct Stage {
     pub daemon: Daemon,
-    _senders: Senders,
+    senders: Option<Senders>,
     pub capture: Capture,
     pub program: PathBuf,
     pub configuration: PathBuf,
@@ -50,7 +50,8 @@ impl Stage {
         let senders = Senders::start(&lab, RATE)?;
         let daemon = Daemon::start(&lab, &program, &configuration)?;
         let capture = Capture::start(&lab, Expectation::of(&lab))?;
-        let stage = Stage { daemon, _senders: senders, capture, program, configuration, lab };
+        let senders = Some(senders);
+        let stage = Stage { daemon, senders, capture, program, configuration, lab };
         // Traffic in clear, before the lock is on, is none.
         eventually("the daemon connects", || Ok(stage.ask(&["status"])?.status.code() == Some(0)))?;
         stage.wait_for_traffic("connecting at start")?;
@@ -61,6 +62,15 @@ impl Stage {
     /// Runs `killswitch` with these arguments: its output, whatever its exit status.
     pub fn ask(&self, arguments: &[&str]) -> Result<std::process::Output> {
         setup::killswitch(&self.lab, &self.program, &self.configuration, arguments)
+    }
+
+    /// Nobody sends any more; returns when the daemon has noticed, and sleeps until somebody does.
+    pub fn fall_silent(&mut self) -> Result<()> {
+        self.senders = None;
+        eventually("the daemon waits for traffic", || {
+            let sockets = self.lab.client.command("cat", &["/proc/net/packet"])?;
+            Ok(sockets.lines().count() > 1)
+        })
     }
 
     /// Until answers come from the Internet, over IPv4 and IPv6.

@@ -11,7 +11,7 @@ use crate::world::{MS, SECOND, Traffic, World, settings, uplink};
 impl World {
     /// Something happens that nobody asked for.
     pub fn fault(&mut self) {
-        match self.dice.below(20) {
+        match self.dice.below(21) {
             0..5 => self.network_fault(),
             5..8 => self.server_fault(),
             8..12 => self.command(),
@@ -30,10 +30,21 @@ impl World {
                     Event::LinkAppeared,
                     Event::Disturbed(Layer::Tables),
                     Event::Disturbed(Layer::Routing),
+                    Event::ResolversLost,
                 ]);
+                self.resolved &= event != Event::ResolversLost;
                 self.feed(event);
             }
+            18 => self.unseen_fault(),
             _ => self.nonsense(),
+        }
+    }
+
+    fn unseen_fault(&mut self) {
+        if self.dice.once_in(2) {
+            self.foreign_key = true;
+        } else {
+            self.replies_dropped = true;
         }
     }
 

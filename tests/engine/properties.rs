@@ -86,6 +86,7 @@ fn follow(mut world: World) -> World {
     if world.is_connected() {
         assert!(world.routed, "no route into the tunnel: {:?}", world.engine);
     }
+    assert_eq!(world.resolved, world.is_connected(), "its resolvers: {:?}", world.engine);
     world
 }
 

@@ -110,6 +110,7 @@ fn events(world: &World) -> Vec<(&'static str, Event)> {
         ("tunnel: no handshake", reading(Some(a), None)),
         ("tunnel: no peer", reading(None, None)),
         ("sent", Event::Sent),
+        ("resolvers lost", Event::ResolversLost),
         ("resumed", Event::Resumed),
         ("connect", Event::Command(Command::Connect(None))),
         ("connect b", Event::Command(Command::Connect(Some(1)))),

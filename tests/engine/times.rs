@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use killswitch::engine::{Command, Effect, Event, Layer, Network, State, TunnelLink};
+use killswitch::engine::{Command, Effect, Event, Layer, Network, Settings, State, TunnelLink};
 
 use crate::world::{MS, SECOND, Traffic, World, settings, uplink};
 
@@ -232,6 +232,38 @@ fn rounds_back_off_and_a_server_that_returns_is_found() {
     }
 }
 
+/// By `wg set`, or a sysctl.
+#[test]
+fn what_somebody_changed_unseen_is_mended_after_a_round_without_success() {
+    let changes: [fn(&mut World); 2] =
+        [|world| world.foreign_key = true, |world| world.replies_dropped = true];
+    for change in changes {
+        let mut world = World::connected(1);
+        world.traffic = Traffic::BothWays;
+        change(&mut world);
+        world.run_until(60 * SECOND, |it| !it.is_connected());
+        world.run_until(60 * SECOND, World::is_connected);
+
+        let mut world = World::connected(1);
+        change(&mut world);
+        world.feed(Event::Command(Command::Reconnect));
+        world.run_until(SECOND, |it| it.is_connected() && it.queue.is_empty());
+        assert!(!world.foreign_key && !world.replies_dropped);
+    }
+}
+
+#[test]
+fn a_storm_of_reconnects_costs_no_more_than_a_few() {
+    let mut world = World::connected(1);
+    listen(&mut world);
+    for _ in 0..1000 {
+        world.feed(Event::Command(Command::Reconnect));
+    }
+    world.run(10 * SECOND);
+    assert!(world.effects.len() < 30, "{:?}", world.effects);
+    assert!(world.is_connected() && world.rests());
+}
+
 #[test]
 fn what_worked_on_a_network_is_tried_first_there() {
     let mut world = World::connected(1);
@@ -339,6 +371,7 @@ fn unlocked_stays_unlocked_until_told_otherwise() {
         Event::LinkAppeared,
         Event::Disturbed(Layer::Tables),
         Event::Disturbed(Layer::Routing),
+        Event::ResolversLost,
         Event::Resumed,
         Event::Configured(settings()),
         Event::Command(Command::Reconnect),
@@ -354,6 +387,73 @@ fn unlocked_stays_unlocked_until_told_otherwise() {
     assert_eq!(*world.engine.state(), State::Open, "not before it is closed");
     world.run(10 * SECOND);
     assert!(world.is_connected());
+}
+
+#[test]
+fn the_tunnels_resolvers_are_not_set_while_the_lock_is_open() {
+    let mut world = World::connected(1);
+    assert!(world.resolved);
+    listen(&mut world);
+    world.feed(Event::Command(Command::Unlock));
+    world.run(SECOND);
+    for event in [Event::Command(Command::Reconnect), Event::Configured(settings())] {
+        world.feed(event);
+        world.run(10 * SECOND);
+        assert!(!world.resolved, "{:?}", world.engine);
+    }
+    assert_eq!(count(&world, |it| *it == Effect::SetDns), 0);
+    world.feed(Event::Command(Command::Lock));
+    world.run(SECOND);
+    assert!(world.is_connected() && world.resolved, "{:?}", world.engine);
+}
+
+#[test]
+fn an_unlock_during_a_handshake_gives_the_resolvers_back() {
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Reconnect));
+    world.feed(Event::Command(Command::Unlock));
+    world.run(10 * SECOND);
+    assert!(!world.resolved, "{:?}", world.engine);
+}
+
+#[test]
+fn resolvers_that_are_not_given_back_are_tried_again_and_told() {
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Unlock));
+    while let Some(effect) = world.queue.pop_front() {
+        let fails = effect == Effect::RestoreDns;
+        let end = if fails { Event::Failed(effect, "busy".into()) } else { Event::Done(effect) };
+        world.feed(end);
+    }
+    let told = world.engine.degraded().join("; ");
+    assert!(told.contains("the resolvers cannot be restored: busy"), "{told}");
+    world.run(SECOND);
+    assert!(!world.resolved && world.engine.degraded().is_empty(), "{:?}", world.engine);
+}
+
+#[test]
+fn an_unlock_that_fails_leaves_the_tunnels_resolvers() {
+    let mut world = World::connected(1);
+    world.feed(Event::Command(Command::Unlock));
+    while let Some(effect) = world.queue.pop_front() {
+        let fails = effect == Effect::Unlock;
+        let end =
+            if fails { Event::Failed(effect, "bad luck".into()) } else { Event::Done(effect) };
+        world.feed(end);
+    }
+    world.run(SECOND);
+    assert!(world.is_connected() && world.resolved, "{:?}", world.engine);
+}
+
+#[test]
+fn the_resolvers_that_a_killed_daemon_left_are_given_back() {
+    let no_start = Settings { connect_at_start: false, ..settings() };
+    let external = Settings { managed: false, ..settings() };
+    for settings in [settings(), no_start, external] {
+        let mut world = World::with(settings, 1);
+        world.start();
+        world.run_until(SECOND, |it| !it.resolved);
+    }
 }
 
 #[test]
@@ -474,6 +574,7 @@ fn a_restarted_daemon_adopts_what_works() {
         assert!(old.is_connected());
         old.run(10 * SECOND);
         assert_eq!(count(&old, is_peer), 0);
+        assert_eq!(count(&old, |it| *it == Effect::RestoreDns), 0);
         assert!(old.is_connected() && old.rests());
     }
 }

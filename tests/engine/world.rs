@@ -67,6 +67,8 @@ pub struct World {
     peer: Option<SocketAddr>,
     /// Whether the routes lead into the tunnel's link: they go with it.
     pub routed: bool,
+    /// Whether the tunnel's resolvers are the system's.
+    pub resolved: bool,
     handshake: Option<Time>,
     received: u64,
     sent: u64,
@@ -88,6 +90,12 @@ pub struct World {
     disturbed: bool,
     /// The same, when it may have come too late for the effect under way.
     disturbed_meanwhile: bool,
+    /// Another program set WireGuard's key, of which no event tells: no server answers until it is
+    /// set back, which takes the session.
+    pub foreign_key: bool,
+    /// Another program had the kernel drop servers' replies (src_valid_mark), of which no event
+    /// tells, either.
+    pub replies_dropped: bool,
     pub events: u64,
     pub effects: Vec<(Time, Effect)>,
     /// Keep every effect, not only the last event's.
@@ -117,6 +125,7 @@ impl World {
             queue: VecDeque::new(),
             peer: None,
             routed: false,
+            resolved: false,
             handshake: None,
             received: 0,
             sent: 0,
@@ -132,6 +141,8 @@ impl World {
             open: false,
             disturbed: false,
             disturbed_meanwhile: false,
+            foreign_key: false,
+            replies_dropped: false,
             events: 0,
             effects: Vec::new(),
             keep: false,
@@ -141,7 +152,8 @@ impl World {
 
     pub fn start(&mut self) {
         let tunnel = self.peer.map(|_| self.reading());
-        self.disturbed = true;
+        // A daemon that was killed may have left them.
+        (self.disturbed, self.resolved) = (true, true);
         self.feed(Event::Started { network: self.network.clone(), tunnel });
     }
 
@@ -201,6 +213,7 @@ impl World {
             match effect {
                 Effect::Unlock => assert!(self.open, "opened without being told to"),
                 Effect::HoldLock => assert!(!self.open, "locked after an unlock"),
+                Effect::SetDns if self.open => panic!("resolvers that would be asked in clear"),
                 Effect::Announce(_) | Effect::ReadTunnel | Effect::Probe => {}
                 Effect::RestoreDns | Effect::RemoveLink => {}
                 _ => assert!(self.settings.managed, "{effect:?} of a tunnel that is not ours"),
@@ -225,7 +238,8 @@ impl World {
             Effect::HoldLock => !self.open,
             Effect::Unlock => self.open,
             Effect::Announce(_) | Effect::SetPeer(_) => false,
-            Effect::RestoreDns | Effect::RemoveLink => *self.engine.state() == State::Disconnected,
+            Effect::RestoreDns => self.open || *self.engine.state() == State::Disconnected,
+            Effect::RemoveLink => *self.engine.state() == State::Disconnected,
             Effect::Probe | Effect::ReadTunnel | Effect::WatchTraffic | Effect::EnsureRoutes => {
                 matches!(self.engine.state(), State::Connected(_)) && self.both_ways_told
             }
@@ -323,10 +337,15 @@ impl World {
         match effect {
             Effect::HoldLock => {
                 self.disturbed = std::mem::take(&mut self.disturbed_meanwhile) && !self.open;
+                self.replies_dropped = false;
             }
             Effect::EnsureLink if !up => {
                 self.lose_link(TunnelLink::Up);
+                self.foreign_key = false;
                 self.tell(self.slowness);
+            }
+            Effect::EnsureLink if self.foreign_key => {
+                (self.foreign_key, self.handshake) = (false, None);
             }
             Effect::RemoveLink if up => {
                 self.lose_link(TunnelLink::Absent);
@@ -353,6 +372,11 @@ impl World {
                 return up;
             }
             Effect::Unlock => self.routed = false,
+            Effect::SetDns => {
+                self.resolved |= up;
+                return up;
+            }
+            Effect::RestoreDns => self.resolved = false,
             Effect::WatchTraffic if self.cannot_watch => return false,
             Effect::WatchTraffic => self.watched = up,
             _ => {}
@@ -383,7 +407,8 @@ impl World {
     fn hears(&self) -> bool {
         let Some(peer) = self.peer else { return false };
         let uplink = if peer.is_ipv4() { &self.network.v4 } else { &self.network.v6 };
-        uplink.is_some() && !self.dead.contains(&peer)
+        let dropped = self.foreign_key || self.replies_dropped && !self.open;
+        uplink.is_some() && !self.dead.contains(&peer) && !dropped
     }
 
     /// A packet goes into the tunnel, and perhaps one comes back.

@@ -13,7 +13,7 @@ use std::path::Path;
 use clap::Parser;
 use killswitch::cli::args::{Arguments, Command};
 use killswitch::config::{self, Config};
-use killswitch::explain::{Answer, Words, decide_among, line};
+use killswitch::explain::{Answer, Here, Words, decide_at, line};
 use killswitch::netlink::Link;
 use killswitch::policy::Policy;
 
@@ -51,7 +51,7 @@ impl Site {
     }
 
     fn answer(&self, words: &Words) -> Result<Answer, String> {
-        decide_among(&links(), words, &self.policy, self.config.as_ref())
+        decide_at(&here(), words, &self.policy, self.config.as_ref())
     }
 
     /// Without the folder's name, which is another one each time.
@@ -61,7 +61,11 @@ impl Site {
     }
 }
 
-/// The links of the machine that is asked about.
+/// The machine that is asked about.
+fn here() -> Here {
+    Here { links: links(), addresses: vec!["192.168.1.9".parse().expect("an address")] }
+}
+
 fn links() -> Vec<Link> {
     let link = |index: u32, name: &str, kind: Option<&str>| Link {
         index,
@@ -71,6 +75,7 @@ fn links() -> Vec<Link> {
         ethernet: name != "lo",
         up: true,
         running: true,
+        mtu: 1500,
         group: 0,
         master: None,
         rx_bytes: 0,

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use killswitch::netlink::{Family, Socket};
+use killswitch::netlink::{self, Family, Socket};
 use killswitch::policy::{Inbound, LinkPattern, Policy, Protocol};
 use killswitch::routing::{self, Guard};
 use proptest::prelude::*;
@@ -19,6 +19,7 @@ pub const TRIALS: &[(&str, fn())] = &[
     ("removal_leaves_what_others_made", removal_leaves_what_others_made),
     ("t51_removal_by_others_is_seen_and_mended", t51_removal_by_others_is_seen_and_mended),
     ("foreign_routes_in_our_table_are_removed", foreign_routes_in_our_table_are_removed),
+    ("a_link_in_the_group_is_seen_and_taken_out", a_link_in_the_group_is_seen_and_taken_out),
     ("an_external_tunnel_removes_the_guard", an_external_tunnel_removes_the_guard),
     ("failures_say_what_and_why", failures_say_what_and_why),
     ("a_strange_foreign_rule_is_no_obstacle", a_strange_foreign_rule_is_no_obstacle),
@@ -145,6 +146,26 @@ fn foreign_routes_in_our_table_are_removed() {
     assert!(routing::read().unwrap().extra(&guard).len() >= 4);
     routing::apply(&guard).unwrap();
     assert_intact(&guard);
+    // As the tunnel's, but for the link.
+    run("ip route add default dev eth0 proto kernel metric 5 table 27507");
+    assert_eq!(routing::read().unwrap().extra(&guard).len(), 1);
+    routing::apply(&guard).unwrap();
+    assert_intact(&guard);
+}
+
+fn a_link_in_the_group_is_seen_and_taken_out() {
+    let _lab = Lab::new();
+    let guard = full();
+    routing::apply(&guard).unwrap();
+    let grouped = || {
+        let socket = Socket::open(Family::Route).unwrap();
+        routing::grouped_wrongly(&netlink::links(&socket).unwrap(), &guard)
+    };
+    assert!(grouped().is_empty());
+    run("ip link set eth0 group 27507");
+    assert_eq!(grouped(), ["eth0"]);
+    routing::apply(&guard).unwrap();
+    assert!(grouped().is_empty());
 }
 
 fn an_external_tunnel_removes_the_guard() {

@@ -227,7 +227,9 @@ fn marked_packets_never_enter_the_tunnel() {
     run("ip link set wg0 arp off");
     address("10.64.0.2/32", "wg0");
     address("fd64::2/128", "wg0");
-    apply(&policy());
+    let mut policy = policy();
+    policy.tunnel.as_mut().unwrap().kinds = ["veth"].into();
+    apply(&policy);
     let wg0 = nix::net::if_::if_nametoindex("wg0").unwrap();
     let socket = Socket::open(Family::Route).unwrap();
     let peer = lab.at_router(|| nix::net::if_::if_nametoindex("peer").unwrap()) as usize;
@@ -242,8 +244,8 @@ fn marked_packets_never_enter_the_tunnel() {
         run("ip -6 route flush table main");
         assert_eq!(send(How::Mark(MARK)), None, "{to}");
         // The tunnel's route is no damage, and applying again keeps it.
-        assert!(routing::read().unwrap().extra(&Guard::from_policy(&policy())).is_empty());
-        apply(&policy());
+        assert!(routing::read().unwrap().extra(&Guard::from_policy(&policy)).is_empty());
+        apply(&policy);
         assert_eq!(send(How::Plain), Some(peer), "{to}");
         routing::remove_tunnel_route(&socket, wg0, everything).unwrap();
         routing::remove_tunnel_route(&socket, wg0, everything).unwrap();

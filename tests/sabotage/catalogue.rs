@@ -95,7 +95,7 @@ catalogue! {
         |it| it.run("ip route add 203.0.113.9 dev eth0 table local");
     ipv6_route_in_table_local: Alone, Audit(&["rogue-route"]),
         |it| it.run("ip -6 route add 2001:db8:1::/48 dev eth0 table local");
-    route_in_our_table: Alone, Audit(&["rogue-route"]),
+    route_in_our_table: Alone, Audit(&["routing-guard-damaged"]),
         |it| it.run("ip route add 0.0.0.0/1 dev eth0 table 27507 proto kernel");
     gateway_in_our_table: Alone, Audit(&["routing-guard-damaged"]),
         |it| it.run("ip route add 203.0.113.0/24 via 192.168.1.1 table 27507 proto kernel");

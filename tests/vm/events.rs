@@ -69,7 +69,7 @@ const LEAKTEST: &str = "case $(uname -r) in
 /// out not to be needed.
 const FILL_THE_DISK: &str = "i=0
     while echo x >/var/more.$i; do
-        i=$((i + 1)); [ $i -lt 20 ] || exit 1
+        i=$((i + 1)); [ $i -lt 100 ] || exit 1
         cat /dev/zero >/var/full.$i; sync
     done 2>/dev/null";
 
@@ -139,6 +139,18 @@ pub const EVENTS: &[Event] = &[
         }
         settle(stage)?;
         stage.lab.servers[0].end_silence()
+    }),
+    Event::new("wireguard_renamed", |stage| {
+        if !stage.guarded {
+            return Ok(());
+        }
+        // Before 6.2 the kernel renames no link that is up, and the daemon sets it up again.
+        script(
+            stage,
+            "for i in $(seq 100); do ip link set wg0 down; ip link set wg0 name wg9 && exit 0; done
+             exit 1",
+        )?;
+        stage.machine.wait_for("ip link show wg0 && ! ip link show wg9").map(drop)
     }),
     Event::new("clock_set_back_a_year_and_forth", |stage| {
         script(stage, "date -s '-1 year' && sleep 5 && date -s '+1 year'")
@@ -281,12 +293,13 @@ pub const EVENTS: &[Event] = &[
             boot_with(
                 stage,
                 &Trouble {
-                    prepare: "mv \"$(modinfo -n nf_tables)\" /root/ && depmod",
+                    prepare: "module=$(modinfo -n nf_tables) && echo \"$module\" >/root/place &&
+                              mv \"$module\" /root/ && depmod",
                     look: "! lsmod | grep '^nf_tables'
                            systemctl is-failed killswitch-lock
                            systemctl status --no-pager --full killswitch-lock | grep 'only the routing guard holds'
                            killswitch status; [ $? = 30 ]",
-                    repair: "mv /root/nf_tables.ko* \"$(dirname \"$(modinfo -n nfnetlink)\")\"
+                    repair: "mv /root/nf_tables.ko* \"$(cat /root/place)\"
                              depmod && modprobe nf_tables",
                 },
             )

@@ -70,6 +70,10 @@ pub fn the_best_way_out() -> Outcome {
         let way = |link, router: &str| Some((link, router.to_owned()));
         let it = &mut observer;
         assert_eq!(after(it, "true").await?, None);
+        let line = "ip route add 128.0.0.0/1 via 192.0.2.1 metric 1";
+        assert_eq!(after(it, line).await?, way(eth0, "192.0.2.1"));
+        let line = "ip route change 128.0.0.0/1 via 192.0.2.9 metric 1";
+        assert_eq!(after(it, line).await?, None, "the halves lead apart");
         let line = "ip route add default via 192.0.2.1 metric 200";
         assert_eq!(after(it, line).await?, way(eth0, "192.0.2.1"));
         let line = "ip route add default via 198.51.100.1 metric 100";

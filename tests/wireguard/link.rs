@@ -65,12 +65,12 @@ pub fn a_link_that_is_right_is_left_alone() -> Outcome {
 }
 
 /// What is found foreign is what is taken away: the daemon looks, mends, and finds nothing more.
-pub fn foreign_addresses_are_found_and_taken_away() -> Outcome {
+pub fn foreign_settings_are_found_and_taken_away() -> Outcome {
     let tunnel = Tunnel::new()?;
     tunnel.ensure()?;
     let foreign = || -> Result<bool> {
         let index = tunnel.ask(Device::link)?.1.unwrap_or_default();
-        tunnel.ask(|device| device.has_foreign_addresses(index))
+        tunnel.ask(|device| device.has_foreign_settings(index))
     };
     assert!(!foreign()?);
     for change in [
@@ -80,6 +80,9 @@ pub fn foreign_addresses_are_found_and_taken_away() -> Outcome {
         format!("address add fd00:9::9 peer fd00:9::8/128 dev {TUNNEL_LINK} nodad"),
         format!("address add {TUNNEL_V4}/24 dev {TUNNEL_LINK}"),
         format!("address del {TUNNEL_V4}/32 dev {TUNNEL_LINK}"),
+        format!("link set {TUNNEL_LINK} mtu 1300"),
+        // Without IPv6, and so without its address (IPV6_MIN_MTU).
+        format!("link set {TUNNEL_LINK} mtu 1000"),
     ] {
         tunnel.lab.client.ip(&change)?;
         assert!(foreign()?, "{change}");

@@ -20,7 +20,7 @@ fn main() -> std::process::ExitCode {
         link:
             a_link_is_made_as_configured,
             a_link_that_is_right_is_left_alone,
-            foreign_addresses_are_found_and_taken_away,
+            foreign_settings_are_found_and_taken_away,
             what_somebody_changed_is_mended,
             a_new_daemon_adopts_a_working_session,
             a_program_that_dies_or_hangs_is_replaced,

@@ -9,7 +9,7 @@ use super::lock::judgeable;
 use crate::audit::facts::{LocalRoute, PolicyRule};
 use crate::audit::kinds::*;
 use crate::audit::{Facts, Found, Unknown, Wanted};
-use crate::routing::{PREFERENCES, RouteKind, TABLE};
+use crate::routing::PREFERENCES;
 
 fn guarded(facts: &Facts, wanted: &Wanted) -> Result<(), Unknown> {
     judgeable(facts, wanted)?;
@@ -88,15 +88,6 @@ pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
         let cure = format!("ip route del {destination}{by} table local");
         found.find(&ROGUE_ROUTE, format!("route {destination}{by} in table local"), cure);
     }
-    for route in known(&facts.routes)? {
-        let RouteKind::Link(index) = route.kind else { continue };
-        if is_tunnel(index) {
-            continue;
-        }
-        let name = name(index);
-        let cure = format!("ip route del {} dev {name} table {TABLE}", route.destination);
-        found.find(&ROGUE_ROUTE, format!("route {} by link {name}", route.destination), cure);
-    }
     Ok(found)
 }
 
@@ -105,7 +96,6 @@ mod tests {
     use super::super::testing::{facts, ids, wanted};
     use super::*;
     use crate::audit::facts::Mark;
-    use crate::routing::Route;
 
     const RULE: PolicyRule = PolicyRule {
         v6: false,
@@ -142,17 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_may_lead_into_the_tunnel_alone() {
-        let route = |index| Route {
-            destination: "0.0.0.0/1".parse().unwrap(),
-            metric: 0,
-            kind: RouteKind::Link(index),
-        };
-        let mut it = facts();
-        it.routes = Ok(vec![route(3)]);
-        assert_eq!(ids(&it, &wanted()), [""; 0]);
-        it.routes = Ok(vec![route(2)]);
-        assert_eq!(ids(&it, &wanted()), ["rogue-route"]);
+    fn a_local_route_may_lead_into_the_tunnel_alone() {
         let local = |link, destination: &str| {
             let mut it = facts();
             let destination = destination.parse().unwrap();

@@ -12,7 +12,7 @@ use super::{Reading, Unknown};
 use crate::netfilter;
 use crate::netfilter::live::{ForeignTable, read_foreign};
 use crate::netlink::{self, Attached, Attributes, Family, Filter, Link, Message, Socket};
-use crate::routing::{self, PREFERENCES};
+use crate::routing::PREFERENCES;
 
 /// An address of this machine.
 pub type Address = netlink::Address;
@@ -97,13 +97,6 @@ pub(super) fn legacy() -> Reading<BTreeSet<String>> {
         }
     }
     Ok(found)
-}
-
-pub(super) fn routes() -> Reading<Vec<routing::Route>> {
-    match routing::read() {
-        Ok(live) => Ok(live.routes().cloned().collect()),
-        Err(error) => Err(Unknown::Unreadable(error.to_string())),
-    }
 }
 
 pub(super) fn rules() -> Reading<Vec<PolicyRule>> {
@@ -218,9 +211,6 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
         false => number(FRA_TABLE).or(Some(u32::from(header[4]))),
     };
     let flags = u32::from_ne_bytes(header[8..12].try_into().ok()?);
-    let name = |value: &[u8]| {
-        String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
-    };
     Some(PolicyRule {
         v6: header[0] == 10,
         preference,
@@ -228,7 +218,7 @@ fn read_rule(message: &Message) -> Option<PolicyRule> {
         skips_to: number(FRA_GOTO).filter(|_| header[7] == FR_ACT_GOTO),
         mark: number(FRA_FWMARK)
             .map(|value| Mark { value, mask: number(FRA_FWMASK).unwrap_or(u32::MAX) }),
-        came_by: attributes.get(FRA_IIFNAME).map(name),
+        came_by: attributes.get(FRA_IIFNAME).map(netlink::text),
         inverted: flags & FIB_RULE_INVERT != 0,
     })
 }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::surroundings::index_if_up;
 use super::calls::{self, Answer, Board, Call, Facts};
 use super::lanes::{Lane, Lanes, Report};
 use super::{Error, Plan, now, system};
@@ -82,6 +83,8 @@ struct Daemon {
     /// What these sockets change is our own doing.
     own_ports: Vec<(Family, u32)>,
     observer: Observer,
+    /// Index of the tunnel's link, if it was up when it was last looked at.
+    tunnel_up: Option<u32>,
     /// Links changed, and the tunnel's routes were not set since: see [`Daemon::look_at_tunnel`].
     routes_doubted: bool,
     sleep: Option<Sleep>,
@@ -205,6 +208,8 @@ impl Daemon {
             crate::watch::Observed { network: Default::default(), links_changed: true }
         });
         let device = config.as_deref().and_then(device);
+        // Before the tunnel is read: a link that takes this one's place from here on is seen.
+        let tunnel_up = device.as_ref().and_then(|device| index_if_up(device.link().ok()?));
         // A tunnel that works may have been left by a daemon that was killed.
         let tunnel = device.as_ref().and_then(|device| device.read().ok().flatten());
         let mut daemon = Daemon {
@@ -221,6 +226,7 @@ impl Daemon {
             watch,
             own_ports,
             observer,
+            tunnel_up,
             routes_doubted: false,
             sleep,
             blocked,
@@ -256,9 +262,6 @@ impl Daemon {
         };
         daemon.feed_watchdog();
         daemon.decide(Event::Started { network: network.network, tunnel });
-        if !matches!(daemon.engine.state(), State::Connected(_)) {
-            daemon.lanes.tidy_resolvers();
-        }
         Ok(daemon)
     }
 

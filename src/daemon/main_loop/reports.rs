@@ -18,6 +18,7 @@ impl Daemon {
         match report {
             Report::LinkReady(degraded) => self.link_degraded = degraded,
             Report::Read(reading) => self.decide(Event::Tunnel(reading)),
+            Report::ResolversLost => self.decide(Event::ResolversLost),
             Report::Held(result) => {
                 self.ended(Lane::Lock);
                 self.held(result);
@@ -164,8 +165,14 @@ impl Daemon {
                     self.device = device(config);
                     anew = self.config.as_ref().is_some_and(|old| ends_session(old, config));
                 }
+                let first = self.config.is_none();
+                let no_tunnel = plan.settings.managed && !plan.settings.connect_at_start;
                 self.config = plan.config.map(Arc::new);
                 self.decide(Event::Configured(plan.settings));
+                // Of a daemon that was killed: so far nothing told which link was the tunnel's.
+                if first && no_tunnel {
+                    self.decide(Event::Command(Command::Disconnect));
+                }
                 if anew && matches!(self.engine.state(), State::Connecting(_) | State::Connected(_))
                 {
                     self.decide(Event::Command(Command::Reconnect));

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::Daemon;
 use crate::daemon::calls;
 use crate::daemon::lanes::Lane;
-use crate::engine::{Effect, Event, Layer, State, TunnelLink};
+use crate::engine::{Effect, Event, Layer, Network, State, TunnelLink};
 use crate::watch::{Blocked, Change, Culprit, Observer, Watch};
 use crate::wireguard::{Device, TrafficAlarm};
 
@@ -39,6 +39,7 @@ impl Daemon {
                 // By its name and kind alone a look-alike would be taken for ours.
                 let link = self.device.as_ref().map(Device::link);
                 if let Some(Ok((link, index))) = link {
+                    self.tell_if_replaced(&observed.network, index_if_up((link, index)));
                     observed.network.tunnel = link;
                     self.look_at_tunnel(link, index);
                 }
@@ -63,16 +64,27 @@ impl Daemon {
         }
     }
 
-    /// Addresses that others put on the tunnel's link, or took, are no matter of the engine's: making
-    /// the link what it shall be disturbs no session. With an address, or when a link goes down, the
-    /// kernel takes IPv4 routes of the link, and tells nobody (`fib_flush`).
+    /// A link that stands where another of its name and kind was up has no peer, and nobody saw that
+    /// one go: the engine hears so.
+    fn tell_if_replaced(&mut self, network: &Network, up: Option<u32>) {
+        let last = std::mem::replace(&mut self.tunnel_up, up);
+        if last.is_some() && up.is_some() && up != last {
+            tracing::warn!("the tunnel's link is another one: beginning anew");
+            let gone = Network { tunnel: TunnelLink::Absent, ..network.clone() };
+            self.decide(Event::Network(gone));
+        }
+    }
+
+    /// Addresses that others put on the tunnel's link, or took, and a foreign MTU are no matter of the
+    /// engine's: making the link what it shall be disturbs no session. With an address, or when a
+    /// link goes down, the kernel takes IPv4 routes of the link, and tells nobody (`fib_flush`).
     fn look_at_tunnel(&mut self, link: TunnelLink, index: Option<u32>) {
         let (TunnelLink::Up, Some(index), Some(device)) = (link, index, &self.device) else {
             return;
         };
         self.routes_doubted = true;
-        if device.has_foreign_addresses(index).unwrap_or(false) {
-            tracing::warn!("somebody changed the addresses of the tunnel's link: mending");
+        if device.has_foreign_settings(index).unwrap_or(false) {
+            tracing::warn!("somebody changed the tunnel's link: mending");
             self.perform_besides(Effect::EnsureLink);
         }
     }
@@ -178,4 +190,9 @@ impl Daemon {
         // If that cannot be told, the counters will.
         self.decide(Event::Sent);
     }
+}
+
+/// Index of the tunnel's link, of what [`Device::link`] says.
+pub(super) fn index_if_up((link, index): (TunnelLink, Option<u32>)) -> Option<u32> {
+    index.filter(|_| link == TunnelLink::Up)
 }

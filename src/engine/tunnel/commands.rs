@@ -34,6 +34,7 @@ impl Engine {
         if !self.keeps_tunnel() {
             return self.connect(self.asked, now);
         }
+        self.mend_what_no_event_tells();
         let first = self.candidate();
         self.begin(Wishes { first, ..Wishes::default() });
     }
@@ -99,6 +100,6 @@ impl Engine {
     fn set_what_may_differ(&mut self) {
         self.perform_once(Effect::EnsureLink);
         self.perform_once(Effect::EnsureRoutes);
-        self.perform_once(Effect::SetDns);
+        self.resolve_again();
     }
 }

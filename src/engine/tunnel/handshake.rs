@@ -124,6 +124,7 @@ impl Engine {
             self.plan.at = at;
             return self.attempt(candidate, None);
         }
+        self.mend_what_no_event_tells();
         let until = now + self.rest_after_round();
         let rest = Rest { candidate: attempt.candidate, until, read_at: None };
         self.advance_rest(rest, now);

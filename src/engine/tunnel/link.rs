@@ -88,6 +88,16 @@ impl Engine {
         }
     }
 
+    /// No event tells that another program set WireGuard's key or mark, or a sysctl that the lock
+    /// sets: whoever is not answered looks. What is right is left alone.
+    pub(super) fn mend_what_no_event_tells(&mut self) {
+        self.hold();
+        // Otherwise the next attempt makes the link anyway.
+        if self.link.built && !self.troubles.has(&Effect::EnsureLink) {
+            self.perform_once(Effect::EnsureLink);
+        }
+    }
+
     pub(in crate::engine) fn trouble_with_link(&self) -> Option<&'static str> {
         if !self.keeps_tunnel() {
             return None;

@@ -148,6 +148,16 @@ impl Engine {
         !matches!(self.phase, Phase::Off | Phase::Lost(_))
     }
 
+    /// Whether it is connected, also while that is in doubt or there is no way out.
+    pub(super) fn has_session(&self) -> bool {
+        match self.phase {
+            Phase::Up(_) => true,
+            Phase::Lost(lost) => lost.session.is_some(),
+            Phase::Trying(attempt) => attempt.doubted.is_some(),
+            Phase::Off | Phase::Resting(_) => false,
+        }
+    }
+
     fn candidate(&self) -> Option<Candidate> {
         match self.phase {
             Phase::Up(session) | Phase::Lost(Lost { session: Some(session), .. }) => {

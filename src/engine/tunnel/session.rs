@@ -19,7 +19,7 @@ impl Engine {
         self.link = Link { built: true, confirmed: true, ..Link::default() };
         self.perform(Effect::EnsureLink);
         self.perform(Effect::EnsureRoutes);
-        self.perform(Effect::SetDns);
+        self.set_dns();
         let liveness = Liveness::new(reading, now);
         let session = Session { candidate, handshake: now.saturating_sub(age), liveness };
         if self.network.uplink(candidate).is_none() {
@@ -67,9 +67,15 @@ impl Engine {
                 self.phase = Phase::Up(Session { candidate, handshake, liveness });
             }
             None => {
-                self.perform(Effect::SetDns);
+                self.set_dns();
                 self.settle(Session { candidate, handshake, liveness });
             }
+        }
+    }
+
+    fn set_dns(&mut self) {
+        if self.wants_dns() {
+            self.perform(Effect::SetDns);
         }
     }
 

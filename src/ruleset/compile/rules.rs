@@ -278,16 +278,29 @@ impl Build<'_> {
         BOTH.into_iter()
             .filter(|&ip| self.has_inbound(ip))
             .map(|ip| {
-                let mut matches = self.of(
-                    ip,
-                    [concat([ip.daddr(), Field::MetaL4proto, Field::ThSport], &ip.set("inbound"))],
-                );
+                let mut matches = self.from_service(ip);
                 if self.family == Family::Inet {
                     matches.push(is(Field::CtDirection, [CT_REPLY]));
                 }
                 rule(matches, Action::Accept, "reply of an inbound service")
             })
             .collect()
+    }
+
+    /// Dropped, not rejected: a connection that is older than our table is unknown to conntrack, which
+    /// takes the service's next word for its beginning. A reset would end it; without one the client's
+    /// next packet makes it known as what it is.
+    pub(super) fn not_yet_replies(&self) -> Vec<Rule> {
+        let why = "blocked: from an inbound service's port, no reply";
+        BOTH.into_iter()
+            .filter(|&ip| self.has_inbound(ip))
+            .map(|ip| counted(self.from_service(ip), Action::Drop, why))
+            .collect()
+    }
+
+    fn from_service(&self, ip: Ip) -> Vec<Match> {
+        let service = [ip.daddr(), Field::MetaL4proto, Field::ThSport];
+        self.of(ip, [concat(service, &ip.set("inbound"))])
     }
 
     pub(super) fn to_lan(&self) -> Vec<Rule> {

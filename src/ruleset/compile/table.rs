@@ -72,8 +72,10 @@ impl Build<'_> {
             ));
         }
         rules.push(rule([], Action::Jump("leave".into()), "what may leave"));
-        // While the sender's socket is known.
+        // While the sender's socket is known; also of what is dropped below, of which the sender is
+        // not told.
         rules.extend(self.log_blocked());
+        rules.extend(self.not_yet_replies());
         rules.push(counted(
             [protocol(TCP)],
             Action::Reject(Rejection::TcpReset),
