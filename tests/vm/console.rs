@@ -22,7 +22,7 @@ pub struct Answer {
 pub struct Shell(UnixStream);
 
 impl Shell {
-    /// Waits until it answers; `first`: it has yet to start, and will say so.
+    /// Waits until it answers; `first`: it has yet to start, and will prompt.
     ///
     /// # Errors
     /// If it does not answer in time.
@@ -31,7 +31,9 @@ impl Shell {
         stream.set_read_timeout(Some(Duration::from_secs(1))).during("the console")?;
         let begin = Instant::now();
         // A port that nobody has opened yet may stay deaf if it is spoken to.
-        while first && stream.read(&mut [0]).is_err() && begin.elapsed() < patience {}
+        if first {
+            await_prompt(&mut stream, patience)?;
+        }
         // What is sent before the shell is there may be lost.
         let mut number = 0;
         while !greet(&mut stream, number)? {
@@ -70,6 +72,21 @@ impl Shell {
             text: String::from_utf8_lossy(&text).into_owned(),
         })
     }
+}
+
+/// Until a shell of root's says that it is there, or time is up.
+fn await_prompt(shell: &mut UnixStream, patience: Duration) -> Result<()> {
+    let begin = Instant::now();
+    let mut heard: Vec<u8> = Vec::new();
+    let mut buffer = [0u8; 4096];
+    while begin.elapsed() < patience && !heard.ends_with(b"# ") {
+        match shell.read(&mut buffer) {
+            Ok(0) => return Err(Error::new("the machine is off")),
+            Ok(length) => heard.extend(&buffer[..length]),
+            Err(_) => continue,
+        }
+    }
+    Ok(())
 }
 
 /// Without echo, prompt and line editing. The answer to the last greeting shows that none is still to

@@ -45,7 +45,7 @@ pub struct Machine {
     console: PathBuf,
     monitor: Monitor,
     shell: Option<Shell>,
-    /// Its shell has yet to start, and will say so.
+    /// Its shell has yet to start, and will prompt.
     booting: bool,
     judged: usize,
 }
@@ -137,6 +137,7 @@ impl Machine {
         const BOOT: &str = "systemctl show --value --property=UserspaceTimestamp";
         let before = self.run(BOOT)?;
         begin(self)?;
+        (self.shell, self.booting) = (None, true);
         let another = format!("now=$({BOOT}) && [ \"$now\" != '{}' ]", before.trim());
         self.wait_for_another_shell(&another)?;
         self.wait_for("systemctl is-active multi-user.target").map(drop)
@@ -150,11 +151,13 @@ impl Machine {
         const SHORT: Duration = Duration::from_secs(10);
         let start = Instant::now();
         while start.elapsed() < PATIENCE * 2 {
-            std::thread::sleep(Duration::from_secs(1));
+            // Of a boot, silently; then it is asked again and again.
+            let patience = if self.booting { PATIENCE } else { SHORT };
             self.shell = None;
-            if self.try_ask(script, SHORT).is_ok_and(|answer| answer.status == 0) {
+            if self.try_ask(script, patience).is_ok_and(|answer| answer.status == 0) {
                 return Ok(());
             }
+            std::thread::sleep(Duration::from_secs(1));
         }
         Err(Error::new(format!("waited in vain for `{script}`\n{}", self.last_words())))
     }
