@@ -9,7 +9,7 @@ use super::{Candidate, Server, Uplink};
 const PLACES: usize = 32;
 
 /// What moves a candidate from its place in the configuration.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Wishes {
     /// Before all others.
     pub first: Option<Candidate>,
@@ -19,16 +19,16 @@ pub(super) struct Wishes {
     pub remembered: Option<Candidate>,
     /// What worked until now, elsewhere.
     pub present: Option<Candidate>,
-    /// What was just found dead: after all others.
-    pub left: Option<Candidate>,
+    /// What was found dead since anything worked: after all others, the last one last.
+    pub left: Vec<Candidate>,
 }
 
 impl Wishes {
-    fn rank(&self, candidate: Candidate) -> u8 {
+    fn rank(&self, candidate: Candidate) -> usize {
         let is = |wish: Option<Candidate>| wish == Some(candidate);
         let asked = self.asked == Some(candidate.server);
-        if is(self.left) {
-            6
+        if let Some(at) = self.left.iter().position(|it| *it == candidate) {
+            6 + at
         } else if is(self.first) {
             0
         } else if asked && is(self.remembered) {
@@ -163,7 +163,7 @@ mod tests {
             asked: Some(1),
             remembered: Some(candidate("1@192.0.2.2:2")),
             present: Some(candidate("2@192.0.2.3:1")),
-            left: Some(candidate("0@192.0.2.1:1")),
+            left: vec![candidate("0@[2001:db8::1]:1"), candidate("0@192.0.2.1:1")],
         };
         assert_eq!(
             listed(&wishes, |_| true),

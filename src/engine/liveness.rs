@@ -4,6 +4,8 @@
 //! this up. Then the counters are read until they stand still. What is sent and not answered within
 //! [`SILENCE`] is asked after with a probe. No answer to it: a server that has answered a probe
 //! before is dead; of any other it is only known that it is silent, and a new handshake decides.
+//! Where handshakes pass and data does not, e.g. by a router that is gone, or one that drops larger
+//! packets, WireGuard's own keepalives stay away, too: then the endpoint is as good as dead.
 
 use std::time::Duration;
 
@@ -13,9 +15,10 @@ use super::{Reading, Time};
 const POLL: Duration = Duration::from_millis(250);
 /// Sent, and no answer for this long: probe.
 const SILENCE: Duration = Duration::from_millis(500);
-/// WireGuard's KEEPALIVE_TIMEOUT (whitepaper, 6.1): a living peer that is sent data and has none to
-/// return sends a keepalive after this. So this long may one-way traffic stay unanswered.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// So long may one-way traffic stay unanswered. WireGuard's KEEPALIVE_TIMEOUT (whitepaper, 6.1): a
+/// living peer that is sent data and has none to return sends a keepalive after 10 s; the rest is for
+/// slow timers and the way back.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long a server that answers probes may take for it.
 const ANSWER: Duration = Duration::from_millis(750);
 /// How long others may: a handshake follows, then the server's other endpoints, and all of it shall
@@ -82,9 +85,12 @@ pub(super) struct Liveness {
     question: Option<Question>,
     /// Bytes sent when the question was put.
     sent_before: u64,
+    /// Whether anything came since the handshake.
+    heard: bool,
     /// Whether it ever answered a probe.
     answers: bool,
-    /// It was silent and yet alive: take its silence for one-way traffic.
+    /// It was silent and yet alive: take its silence for one-way traffic, until its keepalive is
+    /// overdue.
     patient: bool,
     /// Readings in a row that brought an answer.
     streak: u8,
@@ -104,6 +110,7 @@ impl Liveness {
             unanswered: None,
             question: None,
             sent_before: reading.sent,
+            heard: false,
             answers: false,
             patient: false,
             streak: 0,
@@ -122,6 +129,11 @@ impl Liveness {
     /// Whether this server answered a probe once.
     pub(super) fn answers(&self) -> bool {
         self.answers
+    }
+
+    /// Whether anything came since the handshake.
+    pub(super) fn was_heard(&self) -> bool {
+        self.heard
     }
 
     /// A probe is sent to learn whether it is answered.
@@ -230,7 +242,7 @@ impl Liveness {
                 match why {
                     Why::Learn => Verdict::Fine,
                     Why::Challenge => Verdict::Doubt { silent: false },
-                    Why::Silence if self.answers => Verdict::Dead,
+                    Why::Silence if self.answers || self.patient => Verdict::Dead,
                     Why::Silence => Verdict::Doubt { silent: true },
                 }
             }
@@ -254,7 +266,7 @@ impl Liveness {
             let alone = sent.saturating_sub(self.sent_before) <= OWN;
             self.answers |= received > KEEPALIVE && (alone || why == Why::Silence);
         }
-        (self.question, self.unanswered) = (None, None);
+        (self.question, self.unanswered, self.heard) = (None, None, true);
         self.streak = self.streak.saturating_add(1);
         if self.streak >= 2 {
             self.patient = false;

@@ -35,6 +35,8 @@ pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The home router on the link: the client's IPv6 gateway.
 pub const ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The home router's hardware address: the same in every laboratory, so that a saved machine knows it.
+pub const ROUTER_MAC: &str = "02:00:00:00:01:01";
 /// Another machine on the LAN.
 pub const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 /// Another machine on the LAN.
@@ -52,6 +54,8 @@ pub const OTHER_CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 123);
 pub const OTHER_CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x123);
 /// The other LAN's gateway.
 pub const OTHER_ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
+/// Its hardware address there.
+pub const OTHER_ROUTER_MAC: &str = "02:00:00:00:02:01";
 /// The other LAN's gateway on the link.
 pub const OTHER_ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);
 

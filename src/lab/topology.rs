@@ -218,6 +218,21 @@ impl VpnServer {
     /// # Errors
     /// The words of `nft`.
     pub fn silence(&self) -> Result<()> {
+        self.drop_at_port("")
+    }
+
+    /// From now on handshakes reach it, and nothing else: as behind a router that drops all but small
+    /// packets.
+    ///
+    /// # Errors
+    /// The words of `nft`.
+    pub fn swallow(&self) -> Result<()> {
+        /// A message's first byte (WireGuard's whitepaper, 5.4.6).
+        const DATA: u8 = 4;
+        self.drop_at_port(&format!("@th,64,8 {DATA}"))
+    }
+
+    fn drop_at_port(&self, what: &str) -> Result<()> {
         self.host.feed(
             "nft",
             &["-f", "-"],
@@ -227,18 +242,18 @@ impl VpnServer {
                 table inet silence {{
                     chain in {{
                         type filter hook prerouting priority -500
-                        udp dport {SERVER_PORT} drop
+                        udp dport {SERVER_PORT} {what} drop
                     }}
                     chain out {{
                         type filter hook output priority -500
-                        udp sport {SERVER_PORT} drop
+                        udp sport {SERVER_PORT} {what} drop
                     }}
                 }}"
             ),
         )
     }
 
-    /// Ends [`VpnServer::silence`]; no error if there is none.
+    /// Ends [`VpnServer::silence`] and [`VpnServer::swallow`]; no error if there is none.
     ///
     /// # Errors
     /// If `nft` cannot be started.
@@ -323,7 +338,8 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          link set wan0 up
          route add default via 100.64.7.1
          route add ::/0 via 2001:db8:0:7::1
-         link add {LAN_LINK} type bridge forward_delay 0 mcast_snooping 0
+         link add {LAN_LINK} address {ROUTER_MAC} type bridge forward_delay 0 mcast_snooping 0
+         link set {LAN_LINK} addrgenmode none
          link add {WIRE} index 100 type veth peer name {CLIENT_LINK} netns {client}
          link add wire1 index 101 type veth peer name eth0 netns {neighbour}
          link set {WIRE} master {LAN_LINK} up
@@ -332,7 +348,8 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          address add {ROUTER_V6}/64 dev {LAN_LINK} nodad
          address add {ROUTER_LINK_LOCAL}/64 dev {LAN_LINK} nodad
          link set {LAN_LINK} up
-         link add {OTHER_LAN_LINK} type bridge forward_delay 0 mcast_snooping 0
+         link add {OTHER_LAN_LINK} address {OTHER_ROUTER_MAC} type bridge forward_delay 0 mcast_snooping 0
+         link set {OTHER_LAN_LINK} addrgenmode none
          address add {OTHER_ROUTER_V4}/24 dev {OTHER_LAN_LINK}
          address add 2001:db8:77::1/64 dev {OTHER_LAN_LINK} nodad
          address add {OTHER_ROUTER_LINK_LOCAL}/64 dev {OTHER_LAN_LINK} nodad

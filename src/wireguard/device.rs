@@ -92,6 +92,8 @@ impl Device {
             Some(found) => found,
             None => self.create(&links)?,
         };
+        // Only now: one that is given another name from here on leaves its own, which is noticed.
+        self.delete_others_with_our_key(&links)?;
         let mut ready = Link { index: link.index, degraded: Vec::new() };
         if !link.up
             && kind == Kind::Userspace
@@ -257,7 +259,6 @@ impl Device {
             links.remove_altname(&link, &self.interface)?;
         }
         self.end_renamed();
-        self.delete_others_with_our_key(links)?;
         let Some(link) = links.find(&self.interface)? else { return Ok(None) };
         match self.kind_if_ours(&link) {
             // The kernel does not hang: what it refuses, it would refuse of a new link, too.

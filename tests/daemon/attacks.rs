@@ -30,6 +30,7 @@ pub const TESTS: &[Test] = &[
     ("a_tunnel_that_was_replaced_unseen_gets_its_peer", replaced),
     ("a_foreign_mtu_on_the_tunnel_is_set_back", foreign_mtu),
     ("a_tunnel_that_blinks_is_whole_again", blinking),
+    ("an_endpoint_that_only_handshakes_reach_is_left", swallowed),
     ("connect_to_an_open_machine_says_so", connect_while_open),
     ("unlock_wins_over_an_earlier_reload", unlock_during_reload),
     ("a_crowd_before_a_hung_daemon_hangs_no_command", crowd),
@@ -108,6 +109,20 @@ fn stray_route() -> Outcome {
         let routes = stage.lab.client.command("ip", &["route", "show", "table", "27507"])?;
         Ok(!routes.contains("eth0"))
     })?;
+    Ok(())
+}
+
+fn swallowed() -> Outcome {
+    let stage = Stage::set()?;
+    // A server that has answered is left for silence alone.
+    assert!(stage.ask(&["disconnect"])?.status.success());
+    stage.lab.servers[0].swallow()?;
+    let output = stage.ask(&["connect", "server1"])?;
+    assert!(output.status.success(), "the handshake passes: {output:?}");
+    assert!(!stage.has_traffic()?, "nothing else does");
+    stage.wait_for_traffic("data that is swallowed")?;
+    assert_eq!(stage.status()?["tunnel"]["server"], "server2");
+    stage.nothing_leaked("data that is swallowed")?;
     Ok(())
 }
 

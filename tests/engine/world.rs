@@ -75,6 +75,8 @@ pub struct World {
     answered_at: Time,
     /// Endpoints of servers that are dead.
     pub dead: Vec<SocketAddr>,
+    /// Endpoints that are reached by handshakes, and by nothing else.
+    pub swallowing: Vec<SocketAddr>,
     pub answers_probes: bool,
     watched: bool,
     pub cannot_watch: bool,
@@ -131,6 +133,7 @@ impl World {
             sent: 0,
             answered_at: Duration::ZERO,
             dead: Vec::new(),
+            swallowing: Vec::new(),
             answers_probes: true,
             watched: false,
             cannot_watch: false,
@@ -426,7 +429,7 @@ impl World {
             return;
         }
         self.sent += SMALL;
-        if !self.hears() {
+        if !self.hears() || self.peer.is_some_and(|it| self.swallowing.contains(&it)) {
             return;
         }
         let keepalive = self.now - self.answered_at >= 10 * SECOND;

@@ -37,7 +37,8 @@ impl Engine {
         let wishes = Wishes { asked: self.asked, remembered, ..wishes };
         self.plan.list = order(servers, &wishes, |it| self.network.uplink(it).is_some());
         self.plan.at = 0;
-        self.plan.dead = wishes.left.map(|it| it.server);
+        self.plan.dead = wishes.left.last().map(|it| it.server);
+        self.plan.left = wishes.left;
         match self.plan.list.first() {
             Some(candidate) => self.attempt(*candidate, None),
             None => self.phase = Phase::Lost(Lost { session: None, brief: None }),
@@ -135,7 +136,10 @@ impl Engine {
         if let Some(uplink) = self.network.uplink(candidate) {
             self.memory.forget(uplink);
         }
-        self.begin(Wishes { left: Some(candidate), ..Wishes::default() });
+        let mut left = std::mem::take(&mut self.plan.left);
+        left.retain(|it| *it != candidate);
+        left.push(candidate);
+        self.begin(Wishes { left, ..Wishes::default() });
     }
 
     pub(super) fn try_anew(&mut self, attempt: Attempt) {

@@ -84,6 +84,8 @@ pub(super) struct Plan {
     round: u32,
     /// The server that was just found dead: its other endpoints hardly live.
     dead: Option<usize>,
+    /// What was found dead since data last came through the tunnel: a handshake alone proves little.
+    left: Vec<Candidate>,
 }
 
 impl Session {

@@ -96,6 +96,9 @@ impl Engine {
             session.handshake = session.handshake.max(now.saturating_sub(age));
         }
         let verdict = session.liveness.reading(&reading, now);
+        if session.liveness.was_heard() {
+            self.plan.left.clear();
+        }
         self.phase = Phase::Up(session);
         match verdict {
             Verdict::Fine => {}
