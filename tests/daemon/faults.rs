@@ -25,13 +25,16 @@ fn connects() -> Outcome {
     let stage = Stage::set()?;
     std::thread::sleep(Duration::from_secs(1));
     stage.nothing_leaked("connected")?;
+    // On a busy machine it may not yet have looked at the lock, or not answer in time.
+    eventually("it is whole, and nothing is degraded", || {
+        let status = stage.status()?;
+        Ok(status["state"] == "connected"
+            && status["daemon"] == true
+            && status["intact"] == true
+            && status["layers"]["owned"] == true
+            && status["degraded"] == serde_json::json!([]))
+    })?;
     let status = stage.status()?;
-    assert_eq!(status["state"], "connected", "{status:#}");
-    assert_eq!(status["daemon"], true, "{status:#}");
-    assert_eq!(status["intact"], true, "{status:#}");
-    assert_eq!(status["layers"]["owned"], true, "{status:#}");
-    // A busy machine may not let it answer in time.
-    eventually("nothing is degraded", || Ok(stage.status()?["degraded"] == serde_json::json!([])))?;
     assert_eq!(status["tunnel"]["server"], "server1", "{status:#}");
     assert!(status["tunnel"]["last_handshake_age_s"].is_u64(), "{status:#}");
     assert_eq!(stage.ask(&["status"])?.status.code(), Some(0));
