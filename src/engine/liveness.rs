@@ -4,8 +4,9 @@
 //! this up. Then the counters are read until they stand still. What is sent and not answered within
 //! [`SILENCE`] is asked after with a probe. No answer to it: a server that has answered a probe
 //! before is dead; of any other it is only known that it is silent, and a new handshake decides.
-//! Where handshakes pass and data does not, e.g. by a router that is gone, or one that drops larger
-//! packets, WireGuard's own keepalives stay away, too: then the endpoint is as good as dead.
+//! If that passes, and then not even one of WireGuard's own keepalives comes, the way there lets no
+//! data through, e.g. by a second router that is gone: the endpoint is as good as dead. (One that drops
+//! large packets only lets probes and keepalives through, and is not noticed.)
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// So long may one-way traffic stay unanswered. WireGuard's KEEPALIVE_TIMEOUT (whitepaper, 6.1): a
 /// living peer that is sent data and has none to return sends a keepalive after 10 s; the rest is for
 /// slow timers and the way back.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(12);
+const KEEPALIVE_OVERDUE: Duration = Duration::from_secs(12);
 /// How long a server that answers probes may take for it.
 const ANSWER: Duration = Duration::from_millis(750);
 /// How long others may: a handshake follows, then the server's other endpoints, and all of it shall
@@ -28,6 +29,9 @@ const ANSWER_OF_SILENT: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_secs(2);
 /// Bytes of a keepalive: a data message with nothing in it (whitepaper, 5.4.6).
 const KEEPALIVE: u64 = 32;
+/// Bytes of the two messages of a handshake (whitepaper, 5.4.2, 5.4.3).
+const INITIATION: u64 = 148;
+const RESPONSE: u64 = 92;
 /// Bytes that two probes of ours may take on the wire; more is somebody's traffic.
 const OWN: u64 = 256;
 
@@ -85,8 +89,11 @@ pub(super) struct Liveness {
     question: Option<Question>,
     /// Bytes sent when the question was put.
     sent_before: u64,
-    /// Whether anything came since the handshake.
+    /// Whether data came since the handshake, be it a keepalive.
     heard: bool,
+    /// Whether the counters include handshakes: boringtun's do not, and keepalives neither (0.7.1,
+    /// `validate_decapsulated_packet`), so that nothing can be told from a keepalive that stays away.
+    counts: bool,
     /// Whether it ever answered a probe.
     answers: bool,
     /// It was silent and yet alive: take its silence for one-way traffic, until its keepalive is
@@ -111,6 +118,7 @@ impl Liveness {
             question: None,
             sent_before: reading.sent,
             heard: false,
+            counts: reading.received > 0,
             answers: false,
             patient: false,
             streak: 0,
@@ -131,7 +139,7 @@ impl Liveness {
         self.answers
     }
 
-    /// Whether anything came since the handshake.
+    /// Whether data came since the handshake, be it a keepalive.
     pub(super) fn was_heard(&self) -> bool {
         self.heard
     }
@@ -242,7 +250,8 @@ impl Liveness {
                 match why {
                     Why::Learn => Verdict::Fine,
                     Why::Challenge => Verdict::Doubt { silent: false },
-                    Why::Silence if self.answers || self.patient => Verdict::Dead,
+                    Why::Silence if self.answers => Verdict::Dead,
+                    Why::Silence if self.patient && self.counts && !self.heard => Verdict::Dead,
                     Why::Silence => Verdict::Doubt { silent: true },
                 }
             }
@@ -266,7 +275,9 @@ impl Liveness {
             let alone = sent.saturating_sub(self.sent_before) <= OWN;
             self.answers |= received > KEEPALIVE && (alone || why == Why::Silence);
         }
-        (self.question, self.unanswered, self.heard) = (None, None, true);
+        (self.question, self.unanswered) = (None, None);
+        // WireGuard begins one by itself after 15 s. Data is padded to 16 bytes: neither is a sum of such.
+        self.heard |= !matches!(received, RESPONSE | INITIATION);
         self.streak = self.streak.saturating_add(1);
         if self.streak >= 2 {
             self.patient = false;
@@ -288,7 +299,7 @@ impl Liveness {
     }
 
     fn silence(&self) -> Duration {
-        if self.patient { KEEPALIVE_TIMEOUT } else { SILENCE }
+        if self.patient { KEEPALIVE_OVERDUE } else { SILENCE }
     }
 
     fn patience_of(&self, why: Why) -> Duration {

@@ -35,7 +35,8 @@ pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The home router on the link: the client's IPv6 gateway.
 pub const ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// The home router's hardware address: the same in every laboratory, so that a saved machine knows it.
+/// The home router's hardware address, from which comes the one that it advertises itself by: the
+/// same in every laboratory, so that a saved machine finds its router again.
 pub const ROUTER_MAC: &str = "02:00:00:00:01:01";
 /// Another machine on the LAN.
 pub const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);

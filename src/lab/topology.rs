@@ -221,8 +221,7 @@ impl VpnServer {
         self.drop_at_port("")
     }
 
-    /// From now on handshakes reach it, and nothing else: as behind a router that drops all but small
-    /// packets.
+    /// From now on handshakes reach it, and no data.
     ///
     /// # Errors
     /// The words of `nft`.
@@ -339,7 +338,6 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          route add default via 100.64.7.1
          route add ::/0 via 2001:db8:0:7::1
          link add {LAN_LINK} address {ROUTER_MAC} type bridge forward_delay 0 mcast_snooping 0
-         link set {LAN_LINK} addrgenmode none
          link add {WIRE} index 100 type veth peer name {CLIENT_LINK} netns {client}
          link add wire1 index 101 type veth peer name eth0 netns {neighbour}
          link set {WIRE} master {LAN_LINK} up
@@ -349,7 +347,6 @@ fn set_up_router(router: &Host, client: &Host, neighbour: &Host) -> Result<()> {
          address add {ROUTER_LINK_LOCAL}/64 dev {LAN_LINK} nodad
          link set {LAN_LINK} up
          link add {OTHER_LAN_LINK} address {OTHER_ROUTER_MAC} type bridge forward_delay 0 mcast_snooping 0
-         link set {OTHER_LAN_LINK} addrgenmode none
          address add {OTHER_ROUTER_V4}/24 dev {OTHER_LAN_LINK}
          address add 2001:db8:77::1/64 dev {OTHER_LAN_LINK} nodad
          address add {OTHER_ROUTER_LINK_LOCAL}/64 dev {OTHER_LAN_LINK} nodad

@@ -65,16 +65,16 @@ impl World {
     }
 
     fn server_fault(&mut self) {
-        match self.dice.below(5) {
+        match self.dice.below(6) {
             0 => self.answers_probes = !self.answers_probes,
             1 => {
                 self.traffic = self.dice.pick(&[Traffic::None, Traffic::BothWays, Traffic::OneWay])
             }
-            2 => self.dead.clear(),
-            _ => {
+            2 => (self.dead, self.swallowing) = (Vec::new(), Vec::new()),
+            which => {
                 let servers = self.settings.servers.clone();
-                let endpoints = self.dice.pick(&servers).endpoints;
-                self.dead.push(endpoints[0]);
+                let endpoint = self.dice.pick(&servers).endpoints[0];
+                if which == 3 { self.swallowing.push(endpoint) } else { self.dead.push(endpoint) }
             }
         }
     }
@@ -151,7 +151,7 @@ impl World {
     /// All is well from now on.
     pub fn mend(&mut self) {
         self.network.v4 = Some(uplink(2, "198.51.100.2"));
-        self.dead.clear();
+        (self.dead, self.swallowing) = (Vec::new(), Vec::new());
         self.traffic = Traffic::None;
         (self.failing, self.slowness) = (0, MS);
         self.tell(MS);

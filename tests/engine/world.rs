@@ -20,6 +20,7 @@ pub const SECOND: Duration = Duration::from_secs(1);
 const INITIATION: u64 = 148;
 const RESPONSE: u64 = 92;
 const SMALL: u64 = 96;
+const KEEPALIVE: u64 = 32;
 
 /// Servers a (IPv4 and IPv6), b and c (IPv4).
 pub fn settings() -> Settings {
@@ -78,6 +79,15 @@ pub struct World {
     /// Endpoints that are reached by handshakes, and by nothing else.
     pub swallowing: Vec<SocketAddr>,
     pub answers_probes: bool,
+    /// The counters include handshakes and keepalives.
+    pub counts: bool,
+    /// Which of the servers' keepalives is lost on its way.
+    pub lost_keepalive: Option<usize>,
+    keepalives: usize,
+    /// Since when something sent awaits an answer: WireGuard begins a handshake 15 s later.
+    unanswered: Option<Time>,
+    /// Between two packets of the inhabitants.
+    pub every: Duration,
     watched: bool,
     pub cannot_watch: bool,
     pub traffic: Traffic,
@@ -135,6 +145,11 @@ impl World {
             dead: Vec::new(),
             swallowing: Vec::new(),
             answers_probes: true,
+            counts: true,
+            lost_keepalive: None,
+            keepalives: 0,
+            unanswered: None,
+            every: 100 * MS,
             watched: false,
             cannot_watch: false,
             traffic: Traffic::None,
@@ -328,6 +343,7 @@ impl World {
             self.feed(Event::Failed(effect, BAD_LUCK.to_owned()));
         } else {
             if effect == Effect::ReadTunnel {
+                self.shake_hands_again();
                 let reading = self.reading();
                 self.feed(Event::Tunnel(reading));
             }
@@ -362,6 +378,7 @@ impl World {
                 }
                 self.peer = Some(candidate.endpoint);
                 (self.handshake, self.received, self.sent) = (None, 0, 0);
+                self.unanswered = None;
             }
             Effect::Probe => {
                 if !up {
@@ -414,34 +431,59 @@ impl World {
         uplink.is_some() && !self.dead.contains(&peer) && !dropped
     }
 
+    /// WireGuard's REKEY_TIMEOUT after its KEEPALIVE_TIMEOUT.
+    fn shake_hands_again(&mut self) {
+        if self.peer.is_some() && self.unanswered.is_some_and(|it| self.now >= it + 15 * SECOND) {
+            self.unanswered = None;
+            self.shake_hands();
+        }
+    }
+
+    /// Whether the server answered.
+    fn shake_hands(&mut self) -> bool {
+        self.sent += INITIATION;
+        let answered = self.hears();
+        if answered {
+            self.received += if self.counts { RESPONSE } else { 0 };
+            self.handshake = Some(self.now);
+        }
+        answered
+    }
+
     /// A packet goes into the tunnel, and perhaps one comes back.
     fn packet(&mut self, answer: Option<u64>) {
+        self.shake_hands_again();
         let valid = self.handshake.is_some_and(|at| self.now - at < 180 * SECOND);
         if !valid && self.peer.is_some() {
-            self.sent += INITIATION;
-            if !self.hears() {
+            if !self.shake_hands() {
                 return;
             }
-            self.received += RESPONSE;
-            (self.handshake, self.answered_at) = (Some(self.now), self.now);
+            self.answered_at = self.now;
         }
         if self.peer.is_none() {
             return;
         }
         self.sent += SMALL;
+        self.unanswered.get_or_insert(self.now);
         if !self.hears() || self.peer.is_some_and(|it| self.swallowing.contains(&it)) {
             return;
         }
         let keepalive = self.now - self.answered_at >= 10 * SECOND;
-        if let Some(bytes) = answer.or(keepalive.then_some(32)) {
-            self.received += bytes;
-            self.answered_at = self.now;
+        if answer.is_none() && !keepalive {
+            return;
         }
+        self.answered_at = self.now;
+        self.keepalives += usize::from(answer.is_none());
+        if answer.is_none() && self.lost_keepalive == Some(self.keepalives) {
+            return;
+        }
+        self.unanswered = None;
+        self.received += answer.unwrap_or(if self.counts { KEEPALIVE } else { 0 });
     }
 
     /// Somebody's traffic.
     fn send(&mut self) {
-        self.traffic_at = self.now + 100 * MS;
+        self.traffic_at = self.now + self.every;
         if self.network.tunnel != TunnelLink::Up {
             return;
         }

@@ -1,7 +1,7 @@
 //! A root shell on the machine's second serial port: systemd's debug shell, which is there early and
 //! stays to the end, whatever target is reached.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,11 +29,11 @@ impl Shell {
     pub fn open(socket: &Path, first: bool, patience: Duration) -> Result<Self> {
         let mut stream = UnixStream::connect(socket).during("the console")?;
         stream.set_read_timeout(Some(Duration::from_secs(1))).during("the console")?;
-        let begin = Instant::now();
         // A port that nobody has opened yet may stay deaf if it is spoken to.
         if first {
-            await_prompt(&mut stream, patience)?;
+            hear(&mut stream, patience, |heard| contains(heard, b"# "))?;
         }
+        let begin = Instant::now();
         // What is sent before the shell is there may be lost.
         let mut number = 0;
         while !greet(&mut stream, number)? {
@@ -74,59 +74,55 @@ impl Shell {
     }
 }
 
-/// Until a shell of root's says that it is there, or time is up.
-fn await_prompt(shell: &mut UnixStream, patience: Duration) -> Result<()> {
-    let begin = Instant::now();
-    let mut heard: Vec<u8> = Vec::new();
-    let mut buffer = [0u8; 4096];
-    while begin.elapsed() < patience && !heard.ends_with(b"# ") {
-        match shell.read(&mut buffer) {
-            Ok(0) => return Err(Error::new("the machine is off")),
-            Ok(length) => heard.extend(&buffer[..length]),
-            Err(_) => continue,
-        }
-    }
-    Ok(())
-}
-
 /// Without echo, prompt and line editing. The answer to the last greeting shows that none is still to
 /// be read; its marks are written so that their echo is not taken for them.
 fn greet(shell: &mut UnixStream, number: u32) -> Result<bool> {
     let hello = format!("\nexec sh\nstty -echo; PS1= PS2=; printf '\\001%s\\002' {number}\n");
     shell.write_all(hello.as_bytes()).during("the console")?;
     let answer = format!("\u{1}{number}\u{2}").into_bytes();
-    let mut heard: Vec<u8> = Vec::new();
-    let mut buffer = [0u8; 4096];
-    let begin = Instant::now();
     // Ever longer: a slow machine must be able to answer the last one.
-    while begin.elapsed() < Duration::from_secs(1 + u64::from(number)) {
-        match shell.read(&mut buffer) {
-            Ok(0) => return Err(Error::new("the machine is off")),
-            Ok(length) => heard.extend(&buffer[..length]),
-            Err(_) => continue,
-        }
-        if heard.windows(answer.len()).any(|window| window == answer) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let patience = Duration::from_secs(1 + u64::from(number));
+    let heard = hear(shell, patience, |heard| contains(heard, &answer))?;
+    Ok(contains(&heard, &answer))
 }
 
 fn read_answer(shell: &mut UnixStream, patience: Duration) -> Result<String> {
+    let heard = hear(shell, patience, |heard| between_marks(heard).is_some())?;
+    between_marks(&heard).map(|answer| String::from_utf8_lossy(answer).into_owned()).ok_or_else(
+        || {
+            let heard = String::from_utf8_lossy(&heard);
+            Error::new(format!("no answer on the console: {heard}"))
+        },
+    )
+}
+
+/// What the last command printed.
+fn between_marks(heard: &[u8]) -> Option<&[u8]> {
+    let begin = heard.iter().rposition(|byte| *byte == 1)?;
+    let length = heard[begin..].iter().position(|byte| *byte == 2)?;
+    Some(&heard[begin + 1..begin + length])
+}
+
+fn contains(heard: &[u8], wanted: &[u8]) -> bool {
+    heard.windows(wanted.len()).any(|window| window == wanted)
+}
+
+/// Listens until it has heard enough, or has no more patience.
+fn hear(
+    shell: &mut UnixStream,
+    patience: Duration,
+    enough: impl Fn(&[u8]) -> bool,
+) -> Result<Vec<u8>> {
     let begin = Instant::now();
     let mut heard: Vec<u8> = Vec::new();
     let mut buffer = [0u8; 65536];
-    while begin.elapsed() < patience {
+    while begin.elapsed() < patience && !enough(&heard) {
         match shell.read(&mut buffer) {
             Ok(0) => return Err(Error::new("the machine is off")),
             Ok(length) => heard.extend(&buffer[..length]),
-            Err(_) => continue,
-        }
-        if let Some(begin) = heard.iter().rposition(|byte| *byte == 1)
-            && let Some(length) = heard[begin..].iter().position(|byte| *byte == 2)
-        {
-            return Ok(String::from_utf8_lossy(&heard[begin + 1..begin + length]).into_owned());
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).during("the machine's console"),
         }
     }
-    Err(Error::new(format!("no answer on the console: {}", String::from_utf8_lossy(&heard))))
+    Ok(heard)
 }

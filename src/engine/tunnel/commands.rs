@@ -57,6 +57,7 @@ impl Engine {
         let candidate = self.candidate();
         let kept = candidate.and_then(still);
         self.asked = self.asked.and_then(renamed);
+        self.plan.left = self.plan.left.iter().copied().filter_map(still).collect();
         if !self.settings.managed {
             if old.managed && self.wanted {
                 self.take_down();

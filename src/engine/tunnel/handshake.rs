@@ -37,7 +37,6 @@ impl Engine {
         let wishes = Wishes { asked: self.asked, remembered, ..wishes };
         self.plan.list = order(servers, &wishes, |it| self.network.uplink(it).is_some());
         self.plan.at = 0;
-        self.plan.dead = wishes.left.last().map(|it| it.server);
         self.plan.left = wishes.left;
         match self.plan.list.first() {
             Some(candidate) => self.attempt(*candidate, None),
@@ -48,7 +47,7 @@ impl Engine {
     pub(super) fn attempt(&mut self, candidate: Candidate, doubted: Option<Doubted>) {
         let timeout = match doubted {
             Some(_) => TIMEOUT_OF_KNOWN,
-            None if self.plan.dead == Some(candidate.server) => TIMEOUT_OF_DEAD,
+            None if self.was_just_left(candidate.server) => TIMEOUT_OF_DEAD,
             None => doubled(TIMEOUT.0, self.plan.round, TIMEOUT.1),
         };
         self.phase = Phase::Trying(Attempt {
@@ -69,6 +68,10 @@ impl Engine {
         self.perform(Effect::SetPeer(candidate));
         self.perform(Effect::EnsureRoutes);
         self.perform(Effect::Probe);
+    }
+
+    fn was_just_left(&self, server: usize) -> bool {
+        self.plan.left.last().is_some_and(|it| it.server == server)
     }
 
     /// A new session with this candidate; the probe asks for its handshake.

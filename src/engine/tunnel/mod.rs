@@ -82,9 +82,8 @@ pub(super) struct Plan {
     at: usize,
     /// Rounds without success.
     round: u32,
-    /// The server that was just found dead: its other endpoints hardly live.
-    dead: Option<usize>,
-    /// What was found dead since data last came through the tunnel: a handshake alone proves little.
+    /// What was found dead since data last came through the tunnel, the last one last: a handshake
+    /// alone proves little. The other endpoints of the last one's server hardly live.
     left: Vec<Candidate>,
 }
 
