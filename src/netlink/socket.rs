@@ -1,11 +1,14 @@
 use std::cell::RefCell;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use netlink_sys::Socket as Raw;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, recvmsg, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, sendmsg, setsockopt, sockopt};
+use rustix::buffer::spare_capacity;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, recvfrom};
 
 /// `nlmsghdr`: length, type, flags, sequence number, port id.
 const HEADER: usize = 16;
@@ -127,7 +130,7 @@ impl Socket {
         }
         socket.set_cloexec(true)?;
         let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
-        Ok(Socket { fd, port, buffer: RefCell::new(vec![0; LONGEST_DATAGRAM]) })
+        Ok(Socket { fd, port, buffer: RefCell::default() })
     }
 
     /// Our port id: the kernel names it as a table's owner.
@@ -182,7 +185,7 @@ impl Socket {
     /// Those of `recvfrom(2)`; ENOBUFS: messages were lost.
     pub fn receive(&self) -> io::Result<Vec<Message>> {
         loop {
-            if let Some(messages) = self.receive_one(MsgFlags::empty())? {
+            if let Some(messages) = self.receive_one(RecvFlags::empty())? {
                 return Ok(messages);
             }
         }
@@ -194,7 +197,7 @@ impl Socket {
     /// As [`Socket::receive`].
     pub fn receive_pending(&self) -> io::Result<Option<Vec<Message>>> {
         loop {
-            match self.receive_one(MsgFlags::MSG_DONTWAIT) {
+            match self.receive_one(RecvFlags::DONTWAIT) {
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 other => return other,
@@ -208,7 +211,7 @@ impl Socket {
         /// A flood of foreign messages must not keep us here.
         const MOST: usize = 10_000;
         for _ in 0..MOST {
-            match self.receive_one(MsgFlags::MSG_DONTWAIT) {
+            match self.receive_one(RecvFlags::DONTWAIT) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 _ => {}
             }
@@ -265,19 +268,19 @@ impl Socket {
     /// our port, and to a group (threat 61).
     ///
     /// # Errors
-    /// Those of `recvmsg(2)`; with MSG_DONTWAIT, EAGAIN: nothing waits.
-    pub(crate) fn receive_one(&self, flags: MsgFlags) -> io::Result<Option<Vec<Message>>> {
+    /// Those of `recvfrom(2)`; with MSG_DONTWAIT, EAGAIN: nothing waits.
+    pub(crate) fn receive_one(&self, flags: RecvFlags) -> io::Result<Option<Vec<Message>>> {
         let mut buffer = self.buffer.borrow_mut();
-        let (size, sender) = self.receive_into(&mut buffer, flags | MsgFlags::MSG_TRUNC)?;
-        let datagram = buffer.get(..size).ok_or(Errno::EMSGSIZE)?;
-        Ok((sender == Some(KERNEL)).then(|| split(datagram)))
-    }
-
-    /// Length and sender's port.
-    fn receive_into(&self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<(usize, Option<u32>)> {
-        let mut parts = [IoSliceMut::new(buffer)];
-        let received = recvmsg::<NetlinkAddr>(self.as_raw_fd(), &mut parts, None, flags)?;
-        Ok((received.bytes, received.address.map(|it| it.pid())))
+        buffer.clear();
+        // Never filled with zeros: a short answer touches one page of it, not sixteen.
+        buffer.reserve(LONGEST_DATAGRAM);
+        let room = spare_capacity(&mut buffer);
+        let (received, size, sender) = recvfrom(&self.fd, room, flags | RecvFlags::TRUNC)?;
+        if received < size {
+            return Err(Errno::EMSGSIZE.into());
+        }
+        let sender = sender.and_then(|it| SocketAddrNetlink::try_from(it).ok());
+        Ok(sender.is_some_and(|it| it.pid() == KERNEL).then(|| split(&buffer)))
     }
 }
 

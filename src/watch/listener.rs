@@ -2,7 +2,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::MsgFlags;
+use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -55,7 +55,7 @@ impl Listener {
 
     /// One datagram, or the error that waits. An interest at a time: tokio's `try_io` takes no two.
     fn one(&self) -> io::Result<Option<Vec<Message>>> {
-        let one = |socket: &Socket| socket.receive_one(MsgFlags::MSG_DONTWAIT);
+        let one = |socket: &Socket| socket.receive_one(RecvFlags::DONTWAIT);
         match self.socket.try_io(Interest::READABLE, one) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.socket.try_io(Interest::ERROR, one)
