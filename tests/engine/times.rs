@@ -105,14 +105,7 @@ fn a_dead_server_that_never_answered_probes_is_left_after_one_handshake_more() {
 #[test]
 fn one_way_traffic_to_a_living_server_changes_nothing() {
     for answers_probes in [true, false] {
-        let mut world = World::new(1);
-        world.answers_probes = answers_probes;
-        world.start();
-        world.run(10 * SECOND);
-        listen(&mut world);
-        world.traffic = Traffic::OneWay;
-        world.run(600 * SECOND);
-        assert_eq!(announced(&world), [], "flapped");
+        let world = one_way_traffic_changes_nothing(|it| it.answers_probes = answers_probes);
         let handshakes = count(&world, is_peer);
         assert!(handshakes <= usize::from(!answers_probes), "{handshakes} handshakes");
     }
@@ -152,28 +145,27 @@ fn what_was_left_stays_so_when_the_servers_are_reordered() {
 
 #[test]
 fn one_lost_keepalive_leaves_no_server() {
-    let mut world = World::new(1);
-    world.answers_probes = false;
-    world.lost_keepalive = Some(5);
-    world.start();
-    world.run(10 * SECOND);
-    listen(&mut world);
-    world.traffic = Traffic::OneWay;
-    world.run(600 * SECOND);
-    assert_eq!(announced(&world), [], "flapped");
+    one_way_traffic_changes_nothing(|it| it.lost_keepalive = Some(5));
 }
 
 /// As boringtun: what it does not count proves nothing by staying away.
 #[test]
 fn a_wireguard_that_counts_no_keepalives_keeps_its_server() {
+    one_way_traffic_changes_nothing(|it| it.counts = false);
+}
+
+/// To a living server that answers no probes. Gives what happened.
+fn one_way_traffic_changes_nothing(prepare: impl FnOnce(&mut World)) -> World {
     let mut world = World::new(1);
-    (world.answers_probes, world.counts) = (false, false);
+    world.answers_probes = false;
+    prepare(&mut world);
     world.start();
     world.run(10 * SECOND);
     listen(&mut world);
     world.traffic = Traffic::OneWay;
     world.run(600 * SECOND);
     assert_eq!(announced(&world), [], "flapped");
+    world
 }
 
 #[test]
