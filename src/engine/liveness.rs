@@ -276,7 +276,7 @@ impl Liveness {
             self.answers |= received > KEEPALIVE && (alone || why == Why::Silence);
         }
         (self.question, self.unanswered) = (None, None);
-        // WireGuard begins one by itself after 15 s. Data is padded to 16 bytes: neither is a sum of such.
+        // But for a new handshake, which WireGuard begins by itself after 15 s. Data is padded to 16 bytes.
         self.heard |= !matches!(received, RESPONSE | INITIATION);
         self.streak = self.streak.saturating_add(1);
         if self.streak >= 2 {
