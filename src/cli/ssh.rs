@@ -226,15 +226,11 @@ mod tests {
             index,
             name: name.into(),
             kind: kind.map(Into::into),
-            loopback: false,
             ethernet: true,
             up: true,
             running: true,
             mtu: 1500,
-            group: 0,
-            master: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
+            ..Link::default()
         }
     }
 

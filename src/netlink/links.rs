@@ -13,7 +13,7 @@ const ARPHRD_ETHER: u16 = 1;
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// A network link of this namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its index.
     pub index: u32,
@@ -76,17 +76,11 @@ pub(super) fn read(message: &Message) -> Option<Link> {
     let index = u32::from_ne_bytes(header[4..8].try_into().ok()?);
     let mut link = Link {
         index,
-        name: String::new(),
-        kind: None,
         loopback: index == LOOPBACK_IFINDEX,
         ethernet: hardware == ARPHRD_ETHER,
         up: flags & IFF_UP != 0,
         running: [IFF_UP, IFF_RUNNING, IFF_LOWER_UP].iter().all(|flag| flags & flag != 0),
-        mtu: 0,
-        group: 0,
-        master: None,
-        rx_bytes: 0,
-        tx_bytes: 0,
+        ..Link::default()
     };
     for (kind, value) in Attributes(&message.payload[16..]) {
         match kind {

@@ -75,15 +75,12 @@ mod tests {
             index,
             name: name.into(),
             kind: (!kind.is_empty()).then(|| kind.into()),
-            loopback: false,
             ethernet: true,
             up: true,
             running: true,
             mtu: 1500,
-            group: 0,
             master: bridge,
-            rx_bytes: 0,
-            tx_bytes: 0,
+            ..Link::default()
         }
     }
 

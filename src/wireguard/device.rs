@@ -499,15 +499,10 @@ mod tests {
             index: 1,
             name: name.into(),
             kind: kind.map(Into::into),
-            loopback: false,
-            ethernet: false,
             up: true,
             running: true,
             mtu: 1420,
-            group: 0,
-            master: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
+            ..netlink::Link::default()
         };
         let all = [
             link("eth0", None),

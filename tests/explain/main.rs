@@ -76,10 +76,7 @@ fn links() -> Vec<Link> {
         up: true,
         running: true,
         mtu: 1500,
-        group: 0,
-        master: None,
-        rx_bytes: 0,
-        tx_bytes: 0,
+        ..Link::default()
     };
     vec![
         link(1, "lo", None),

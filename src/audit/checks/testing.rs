@@ -91,10 +91,7 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         up: true,
         running: true,
         mtu: 1500,
-        group: 0,
-        master: None,
-        rx_bytes: 0,
-        tx_bytes: 0,
+        ..Link::default()
     }
 }
 
