@@ -43,6 +43,7 @@ pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
 pub mod policy;
+mod process;
 pub mod routing;
 pub mod ruleset;
 pub mod status;

@@ -1,10 +1,8 @@
 //! Whether a lock would cut off the SSH session in which it is typed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::Value;
@@ -12,6 +10,7 @@ use serde_json::Value;
 use crate::explain::{self, Words};
 use crate::netlink::{self, Address, Family, Link, Route, Socket};
 use crate::policy::Policy;
+use crate::process::{self, Stat};
 use crate::routing;
 
 /// A packet as `explain` takes it.
@@ -170,35 +169,16 @@ fn look_up() -> Option<Session> {
         if process <= 1 {
             return None;
         }
-        let folder = Path::new("/proc").join(process.to_string());
-        let found = read(&folder.join("environ"), &mut buffer)
+        let found = process::read(format!("/proc/{process}/environ"), &mut buffer)
             .split(|&byte| byte == 0)
             .filter_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="))
             .find_map(|value| Session::parse(&String::from_utf8_lossy(value)));
         if found.is_some() {
             return found;
         }
-        process = parent_in(read(&folder.join("stat"), &mut buffer))?;
+        process = Stat::of(process)?.parent;
     }
     None
-}
-
-/// As much of a file of /proc as the buffer holds; nothing, if it cannot be read. Such a file has no
-/// size to go by, and guessing it piece by piece takes longer than the rest of the look-up.
-fn read<'b>(path: &Path, buffer: &'b mut [u8]) -> &'b [u8] {
-    let mut length = 0;
-    if let Ok(mut file) = File::open(path) {
-        while let Ok(more @ 1..) = file.read(&mut buffer[length..]) {
-            length += more;
-        }
-    }
-    &buffer[..length]
-}
-
-/// The fourth field of /proc/PID/stat, after the name in parentheses (proc(5)).
-fn parent_in(stat: &[u8]) -> Option<u32> {
-    let stat = String::from_utf8_lossy(stat);
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

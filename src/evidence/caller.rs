@@ -5,6 +5,8 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::{self, Stat};
+
 /// Who asked for something. What is not known is missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -74,30 +76,6 @@ impl fmt::Display for Caller {
     }
 }
 
-/// What proc_pid_stat(5) says; everybody may read it where /proc shows the process.
-struct Stat {
-    name: String,
-    parent: u32,
-    terminal: i32,
-}
-
-impl Stat {
-    fn of(pid: u32) -> Option<Self> {
-        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// The name stands in parentheses, and may itself have some.
-    fn parse(stat: &[u8]) -> Option<Self> {
-        let text = String::from_utf8_lossy(stat);
-        let (before, after) = text.rsplit_once(") ")?;
-        let (_, name) = before.split_once('(')?;
-        let mut fields = after.split(' ').skip(1);
-        let parent = fields.next()?.parse().ok()?;
-        let terminal = fields.nth(2)?.parse().ok()?;
-        Some(Stat { name: name.to_owned(), parent, terminal })
-    }
-}
-
 /// By the number of its device (Documentation/admin-guide/devices.txt).
 fn terminal(device: i32) -> Option<String> {
     let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
@@ -113,8 +91,9 @@ fn terminal(device: i32) -> Option<String> {
 /// Who logged in: audit's.
 fn login(pid: u32) -> Option<String> {
     const UNSET: u32 = u32::MAX;
-    let text = fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
-    let uid = text.trim().parse().ok().filter(|uid| *uid != UNSET)?;
+    let mut buffer = [0; 16];
+    let text = process::read(format!("/proc/{pid}/loginuid"), &mut buffer);
+    let uid = std::str::from_utf8(text).ok()?.trim().parse().ok().filter(|uid| *uid != UNSET)?;
     Some(name_of(uid).unwrap_or_else(|| uid.to_string()))
 }
 
@@ -144,10 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_have_parentheses() {
-        let stat = Stat::parse(b"7 (a) (b) S 42 7 7 34817 7 0").expect("a process");
-        assert_eq!((stat.name.as_str(), stat.parent), ("a) (b", 42));
-        assert_eq!(terminal(stat.terminal).as_deref(), Some("pts/1"));
+    fn a_terminal_is_named_by_its_device() {
+        assert_eq!(terminal(34817).as_deref(), Some("pts/1"));
         assert_eq!(terminal(0), None);
         assert_eq!(terminal(0x441).as_deref(), Some("ttyS1"));
     }

@@ -3,7 +3,6 @@
 //! Never a key, and never which server or which network: a list of visited networks on disk would
 //! harm those whom this protects.
 
-use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -11,6 +10,7 @@ use serde::Serialize;
 use super::Caller;
 use crate::daemon;
 use crate::policy::Policy;
+use crate::process;
 use crate::ruleset::{self, Ruleset};
 
 /// One thing that happened, with when and by which process it was noted.
@@ -225,10 +225,11 @@ impl Record {
     /// Now, by this process.
     pub fn now(what: What) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let mut buffer = [0; 64];
+        let boot_id = process::read("/proc/sys/kernel/random/boot_id", &mut buffer);
         Record {
             time,
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: String::from_utf8_lossy(boot_id).trim().to_owned(),
             boottime_us: daemon::now().as_micros() as u64,
             writer: std::process::id(),
             what,

@@ -84,7 +84,10 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
     );
     match tables {
         Err(error) if !leaves_nothing(&error) => Err(error.into()),
-        tables => with_routing(tables, policy, routing::apply),
+        tables => with_routing(tables, policy, |guard| match &route {
+            Ok(route) => routing::apply_with(route, guard),
+            Err(_) => routing::apply(guard),
+        }),
     }
 }
 

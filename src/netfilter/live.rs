@@ -3,6 +3,7 @@
 //! What it does not know it keeps as [`Expression::Foreign`], which equals nothing of ours: an
 //! unknown thing in the table is never taken for intact.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
@@ -381,24 +382,29 @@ fn read_chain(table: &mut LiveTable, message: &Message) {
 
 fn read_rule(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
-    let Some(chain) = found.get(2).map(text) else { return };
-    let mut rule = LiveRule { expressions: Vec::new(), comment: String::new(), counted: None };
-    for (_, it) in found.get(4).map(Attributes).into_iter().flatten() {
-        let it = Attributes(it);
-        let name = it.get(1).map(text).unwrap_or_default();
+    let Some(chain) = found.get(2).map(words) else { return };
+    let list = Attributes(found.get(4).unwrap_or_default());
+    let mut rule = LiveRule {
+        expressions: Vec::with_capacity(list.count()),
+        comment: found.get(7).map(comment).unwrap_or_default(),
+        counted: None,
+    };
+    for (_, it) in list {
+        let it = Fields::of(it);
+        let name = until_nul(it.get(1).unwrap_or_default());
         let data = it.get(2).unwrap_or_default();
-        if name == "counter" {
+        if name == b"counter" {
             rule.counted = Some(counted(data));
         }
-        rule.expressions.push(
-            decode(&name, data)
-                .unwrap_or_else(|| Expression::Foreign { name: name.clone(), data: data.to_vec() }),
-        );
+        rule.expressions.push(decode(name, data).unwrap_or_else(|| Expression::Foreign {
+            name: text(name),
+            data: data.to_vec(),
+        }));
     }
-    if let Some(userdata) = found.get(7) {
-        rule.comment = comment(userdata);
+    match table.chains.get_mut(&*chain) {
+        Some(chain) => chain.rules.push(rule),
+        None => table.chains.entry(chain.into_owned()).or_default().rules.push(rule),
     }
-    table.chains.entry(chain).or_default().rules.push(rule);
 }
 
 fn read_set(table: &mut LiveTable, message: &Message) {
@@ -468,47 +474,47 @@ fn predecessor(value: &[u8]) -> Vec<u8> {
 }
 
 /// An expression of ours; `None` where an attribute is missing or says more than ours do.
-fn decode(name: &str, data: &[u8]) -> Option<Expression> {
-    let found = Attributes(data);
+fn decode(name: &[u8], data: &[u8]) -> Option<Expression> {
+    let found = Fields::of(data);
     let at = |kind: u16| found.get(kind).and_then(number);
     let value = |kind: u16| found.get(kind).and_then(data_value);
     let long = |kind: u16| Some(u64::from_be_bytes(found.get(kind)?.try_into().ok()?));
     Some(match name {
-        "meta" => match at(3) {
+        b"meta" => match at(3) {
             None => Expression::Meta { key: at(2)?, register: at(1)? },
             Some(register) => Expression::MetaSet { key: at(2)?, register },
         },
-        "ct" if found.get(4).is_none() => Expression::Ct {
+        b"ct" if found.get(4).is_none() => Expression::Ct {
             key: at(2)?,
             direction: found.get(3).and_then(|value| value.first()).copied(),
             register: at(1)?,
         },
-        "fib" => Expression::Fib { register: at(1)?, result: at(2)?, flags: at(3)? },
-        "payload" if at(1).is_some() => {
+        b"fib" => Expression::Fib { register: at(1)?, result: at(2)?, flags: at(3)? },
+        b"payload" if at(1).is_some() => {
             Expression::Payload { register: at(1)?, base: at(2)?, offset: at(3)?, length: at(4)? }
         }
         // NFTA_BITWISE_OP: zero is mask and xor.
-        "bitwise" if at(6).unwrap_or_default() == 0 && at(1)? == at(2)? => {
+        b"bitwise" if at(6).unwrap_or_default() == 0 && at(1)? == at(2)? => {
             Expression::Bitwise { register: at(1)?, mask: value(4)?, xor: value(5)? }
         }
-        "cmp" => Expression::Cmp { register: at(1)?, op: at(2)?, data: value(3)? },
+        b"cmp" => Expression::Cmp { register: at(1)?, op: at(2)?, data: value(3)? },
         // NFTA_LOOKUP_DREG, _FLAGS: a map, an inversion.
-        "lookup" if at(3).is_none() && at(5).unwrap_or_default() == 0 => {
+        b"lookup" if at(3).is_none() && at(5).unwrap_or_default() == 0 => {
             Expression::Lookup { set: found.get(1).map(text)?, register: at(2)? }
         }
-        "immediate" => decode_immediate(at(1)?, found.get(2)?)?,
-        "counter" => Expression::Counter,
-        "reject" => Expression::Reject {
+        b"immediate" => decode_immediate(at(1)?, found.get(2)?)?,
+        b"counter" => Expression::Counter,
+        b"reject" => Expression::Reject {
             kind: at(1)?,
             code: found.get(2).and_then(|value| value.first()).copied().unwrap_or_default(),
         },
-        "masq" if found.count() == 0 => Expression::Masquerade,
+        b"masq" if data.is_empty() => Expression::Masquerade,
         // NFTA_LIMIT_UNIT: a second; _TYPE: packets; _FLAGS: not inverted.
-        "limit" if long(2)? == 1 && at(4)? == 0 && at(5)? == 0 => {
+        b"limit" if long(2)? == 1 && at(4)? == 0 && at(5)? == 0 => {
             Expression::Limit { rate: long(1)?, burst: at(3)? }
         }
         // NFTA_LOG_GROUP alone: no prefix, level or other length.
-        "log" if found.count() == 1 => {
+        b"log" if Attributes(data).count() == 1 => {
             Expression::Log { group: u16::from_be_bytes(found.get(1)?.try_into().ok()?) }
         }
         _ => return None,
@@ -553,8 +559,34 @@ fn number(value: &[u8]) -> Option<u32> {
 }
 
 fn text(value: &[u8]) -> String {
-    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
-    String::from_utf8_lossy(&value[..end]).into_owned()
+    words(value).into_owned()
+}
+
+fn words(value: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(until_nul(value))
+}
+
+fn until_nul(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+/// An object's attributes by their types, up to the greatest that is asked for: found in one pass.
+struct Fields<'a>([Option<&'a [u8]>; 8]);
+
+impl<'a> Fields<'a> {
+    fn of(data: &'a [u8]) -> Self {
+        let mut fields = [None; 8];
+        for (kind, value) in Attributes(data) {
+            if let Some(field @ None) = fields.get_mut(usize::from(kind)) {
+                *field = Some(value);
+            }
+        }
+        Fields(fields)
+    }
+
+    fn get(&self, kind: u16) -> Option<&'a [u8]> {
+        *self.0.get(usize::from(kind))?
+    }
 }
 
 /// The attributes after `nfgenmsg`.
@@ -583,7 +615,7 @@ fn dump(socket: &Socket, kind: u16, family: Family, set: Option<&str>) -> io::Re
     // Kernels that do not filter chains by table send all of them.
     answers.retain(|answer| {
         answer.payload.first() == Some(&family.number())
-            && attributes(answer).get(1).map(text).as_deref() == Some(TABLE)
+            && attributes(answer).get(1).map(until_nul) == Some(TABLE.as_bytes())
     });
     Ok(answers)
 }

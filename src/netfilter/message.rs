@@ -77,28 +77,36 @@ impl Writer {
 
     /// A plain attribute.
     pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        let length = u16::try_from(4 + value.len()).expect("attributes are cut to fit");
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.head(kind, value.len());
         self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
+        self.pad()
     }
 
     /// A string, closed by NUL.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let length = u16::try_from(5 + value.len()).expect("attributes are cut to fit");
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.head(kind, value.len() + 1);
         self.0.extend_from_slice(value.as_bytes());
         self.0.push(0);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
+        self.pad()
     }
 
     /// A 32-bit number.
     pub fn number(&mut self, kind: u16, value: u32) -> &mut Self {
-        self.bytes(kind, &value.to_be_bytes())
+        self.head(kind, 4);
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+
+    fn head(&mut self, kind: u16, length: usize) {
+        let length = u16::try_from(4 + length).expect("attributes are cut to fit");
+        let ([a, b], [c, d]) = (length.to_ne_bytes(), kind.to_ne_bytes());
+        self.0.extend_from_slice(&[a, b, c, d]);
+    }
+
+    fn pad(&mut self) -> &mut Self {
+        let length = self.0.len();
+        self.0.resize(length.next_multiple_of(4), 0);
+        self
     }
 
     /// NFTA_DATA_VALUE within an attribute.

@@ -13,24 +13,28 @@ use crate::ruleset::expression::{
 };
 use crate::ruleset::{self, Base, Family, TABLE};
 
-/// Messages that rustables has built, in order: one buffer for all, since each batch of its own
-/// costs it 128 KiB.
-pub struct Plain(Batch);
+/// Messages that rustables has built, in order.
+pub struct Plain {
+    /// One for all, since each costs rustables a buffer of 128 KiB.
+    batch: Batch,
+    /// An empty rule of the chain that came last: most rules are of the same one.
+    empty: Option<(Family, rustables::Rule)>,
+}
 
 impl Plain {
     /// None yet.
     pub fn new() -> Self {
-        Plain(Batch::new())
+        Plain { batch: Batch::new(), empty: None }
     }
 
     /// NFT_MSG_NEWTABLE.
     pub fn table(&mut self, family: Family, flags: u32) {
-        self.0.add(&named_table(family).with_flags(flags), MsgType::Add);
+        self.batch.add(&named_table(family).with_flags(flags), MsgType::Add);
     }
 
     /// NFT_MSG_DELTABLE.
     pub fn delete_table(&mut self, family: Family) {
-        self.0.add(&named_table(family), MsgType::Del);
+        self.batch.add(&named_table(family), MsgType::Del);
     }
 
     /// NFT_MSG_NEWCHAIN of the `inet` family.
@@ -48,12 +52,12 @@ impl Plain {
                     ruleset::ChainKind::Nat => ChainType::Nat,
                 });
         }
-        self.0.add(&built, MsgType::Add);
+        self.batch.add(&built, MsgType::Add);
     }
 
     /// NFT_MSG_DELRULE without a handle: every rule of a chain.
     pub fn flush_chain(&mut self, family: Family, name: &str) {
-        self.0.add(&empty_rule(family, name), MsgType::Del);
+        self.batch.add(&empty_rule(family, name), MsgType::Del);
     }
 
     /// NFT_MSG_NEWRULE; `false` and nothing built where rustables lacks an expression.
@@ -64,18 +68,30 @@ impl Plain {
         list: &[Expression],
         comment: &str,
     ) -> bool {
-        let Some(list) = list.iter().map(expression).collect::<Option<Vec<_>>>() else {
-            return false;
-        };
-        let mut rule = empty_rule(family, chain).with_userdata(comment_data(comment));
-        list.into_iter().for_each(|it| rule.add_expr(it));
-        self.0.add(&rule, MsgType::Add);
+        let mut built = Vec::with_capacity(list.len());
+        for it in list {
+            match expression(it) {
+                Some(it) => built.push(it),
+                None => return false,
+            }
+        }
+        let rule = self.empty_rule(family, chain).clone();
+        let rule = rule.with_expressions(built).with_userdata(comment_data(comment));
+        self.batch.add(&rule, MsgType::Add);
         true
+    }
+
+    fn empty_rule(&mut self, family: Family, chain: &str) -> &rustables::Rule {
+        let is_it = |(of, rule): &(Family, rustables::Rule)| {
+            *of == family && rule.get_chain().is_some_and(|name| name == chain)
+        };
+        let last = self.empty.take().filter(is_it);
+        &self.empty.insert(last.unwrap_or_else(|| (family, empty_rule(family, chain)))).1
     }
 
     /// The messages, without the batch's begin and end.
     pub fn finish(self) -> Vec<Request> {
-        let bytes = self.0.finalize();
+        let bytes = self.batch.finalize();
         let mut rest = bytes.as_slice();
         let mut requests = Vec::new();
         while let Some((message, after)) = split_first(rest) {
