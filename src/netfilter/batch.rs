@@ -100,10 +100,7 @@ impl Batch {
     /// Appends a rule.
     pub fn add_rule(&mut self, chain: &str, list: &[Expression], comment: &str) {
         let what = ["rule \"", comment, "\" of chain ", chain].concat();
-        match self.plain.rule(self.family, chain, list, comment) {
-            true => self.plain(what),
-            false => self.own(what, message::rule(self.family, chain, list, comment)),
-        }
+        self.own(what, message::rule(self.family, chain, list, comment));
     }
 
     /// Creates a set.

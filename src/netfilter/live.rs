@@ -396,10 +396,10 @@ fn read_rule(table: &mut LiveTable, message: &Message) {
         if name == b"counter" {
             rule.counted = Some(counted(data));
         }
-        rule.expressions.push(decode(name, data).unwrap_or_else(|| Expression::Foreign {
-            name: text(name),
-            data: data.to_vec(),
-        }));
+        rule.expressions.push(
+            decode(name, data)
+                .unwrap_or_else(|| Expression::Foreign { name: text(name), data: data.to_vec() }),
+        );
     }
     match table.chains.get_mut(&*chain) {
         Some(chain) => chain.rules.push(rule),

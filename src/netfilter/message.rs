@@ -1,5 +1,5 @@
-//! nfnetlink messages: what rustables lacks (deps: named sets with ranges and concatenations,
-//! `netdev` chains, `fib`, kinds of links), written by hand.
+//! nfnetlink messages, written by hand: rules, and what rustables lacks (named sets with ranges and
+//! concatenations, `netdev` chains).
 //!
 //! Attributes are length, type, payload, padding to four bytes; numbers are big-endian.
 

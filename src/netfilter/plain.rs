@@ -1,40 +1,33 @@
-//! What rustables can build: tables, chains of the `inet` family, flushes, and rules whose every
-//! expression it knows. The rest is [`super::message`]'s.
+//! What rustables builds: tables, chains of the `inet` family, flushes.
+//!
+//! [`super::message`] builds the rest. A third of our rules need what rustables lacks, and one encoder
+//! for all of them is simpler and faster: compiling and committing took 1.24 times the bare
+//! transaction, and takes 1.17 (`make bench`). The tests hold its every rule to rustables' own, where
+//! rustables knows it.
 
-use rustables::expr::{
-    Bitwise, Cmp, CmpOp, Conntrack, ConntrackKey, Counter, IcmpCode, Immediate, Lookup, Masquerade,
-    Meta, MetaType, Payload, RawExpression, Register, Reject, RejectType, VerdictKind,
-};
 use rustables::{Batch, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily};
 
-use super::message::{Request, comment_data};
-use crate::ruleset::expression::{
-    ACCEPT, CMP_EQ, CMP_GTE, CMP_LTE, CMP_NEQ, DROP, Expression, JUMP, RETURN,
-};
+use super::message::Request;
 use crate::ruleset::{self, Base, Family, TABLE};
 
-/// Messages that rustables has built, in order.
-pub struct Plain {
-    /// One for all, since each costs rustables a buffer of 128 KiB.
-    batch: Batch,
-    /// An empty rule of the chain that came last: most rules are of the same one.
-    empty: Option<(Family, rustables::Rule)>,
-}
+/// Messages that rustables has built, in order: one buffer for all, since each batch of its own
+/// costs it 128 KiB.
+pub struct Plain(Batch);
 
 impl Plain {
     /// None yet.
     pub fn new() -> Self {
-        Plain { batch: Batch::new(), empty: None }
+        Plain(Batch::new())
     }
 
     /// NFT_MSG_NEWTABLE.
     pub fn table(&mut self, family: Family, flags: u32) {
-        self.batch.add(&named_table(family).with_flags(flags), MsgType::Add);
+        self.0.add(&named_table(family).with_flags(flags), MsgType::Add);
     }
 
     /// NFT_MSG_DELTABLE.
     pub fn delete_table(&mut self, family: Family) {
-        self.batch.add(&named_table(family), MsgType::Del);
+        self.0.add(&named_table(family), MsgType::Del);
     }
 
     /// NFT_MSG_NEWCHAIN of the `inet` family.
@@ -52,46 +45,17 @@ impl Plain {
                     ruleset::ChainKind::Nat => ChainType::Nat,
                 });
         }
-        self.batch.add(&built, MsgType::Add);
+        self.0.add(&built, MsgType::Add);
     }
 
     /// NFT_MSG_DELRULE without a handle: every rule of a chain.
     pub fn flush_chain(&mut self, family: Family, name: &str) {
-        self.batch.add(&empty_rule(family, name), MsgType::Del);
-    }
-
-    /// NFT_MSG_NEWRULE; `false` and nothing built where rustables lacks an expression.
-    pub fn rule(
-        &mut self,
-        family: Family,
-        chain: &str,
-        list: &[Expression],
-        comment: &str,
-    ) -> bool {
-        let mut built = Vec::with_capacity(list.len());
-        for it in list {
-            match expression(it) {
-                Some(it) => built.push(it),
-                None => return false,
-            }
-        }
-        let rule = self.empty_rule(family, chain).clone();
-        let rule = rule.with_expressions(built).with_userdata(comment_data(comment));
-        self.batch.add(&rule, MsgType::Add);
-        true
-    }
-
-    fn empty_rule(&mut self, family: Family, chain: &str) -> &rustables::Rule {
-        let is_it = |(of, rule): &(Family, rustables::Rule)| {
-            *of == family && rule.get_chain().is_some_and(|name| name == chain)
-        };
-        let last = self.empty.take().filter(is_it);
-        &self.empty.insert(last.unwrap_or_else(|| (family, empty_rule(family, chain)))).1
+        self.0.add(&empty_rule(family, name), MsgType::Del);
     }
 
     /// The messages, without the batch's begin and end.
     pub fn finish(self) -> Vec<Request> {
-        let bytes = self.batch.finalize();
+        let bytes = self.0.finalize();
         let mut rest = bytes.as_slice();
         let mut requests = Vec::new();
         while let Some((message, after)) = split_first(rest) {
@@ -103,95 +67,6 @@ impl Plain {
         requests.drain(..1);
         requests
     }
-}
-
-fn expression(it: &Expression) -> Option<RawExpression> {
-    Some(match it {
-        Expression::Meta { key, register } => {
-            Meta::new(meta(*key)?).with_dreg(self::register(*register)?).into()
-        }
-        Expression::MetaSet { key, register } => {
-            Meta::default().with_key(meta(*key)?).with_sreg(self::register(*register)?).into()
-        }
-        Expression::Ct { key: 0, direction: None, register: 1 } => {
-            Conntrack::new(ConntrackKey::State).into()
-        }
-        Expression::Payload { base, offset, length, register } => Payload::default()
-            .with_dreg(self::register(*register)?)
-            .with_base(*base)
-            .with_offset(*offset)
-            .with_len(*length)
-            .into(),
-        Expression::Bitwise { register: 1, mask, xor } => {
-            Bitwise::new(mask.clone(), xor.clone()).ok()?.into()
-        }
-        Expression::Cmp { op, register: 1, data } => Cmp::new(compare(*op)?, data.clone()).into(),
-        Expression::Lookup { set, register } => {
-            Lookup::default().with_set(set).with_sreg(self::register(*register)?).into()
-        }
-        Expression::Immediate { register, data } => {
-            Immediate::new_data(data.clone(), self::register(*register)?).into()
-        }
-        Expression::Verdict { code, chain } => {
-            Immediate::new_verdict(verdict(*code, chain)?).into()
-        }
-        Expression::Counter => Counter::default().into(),
-        Expression::Reject { kind: 1, .. } => {
-            Reject::default().with_type(RejectType::TcpRst).with_icmp_code(IcmpCode::NoRoute).into()
-        }
-        Expression::Reject { kind: 2, code: 3 } => Reject::default()
-            .with_type(RejectType::IcmpxUnreach)
-            .with_icmp_code(IcmpCode::AdminProhibited)
-            .into(),
-        Expression::Masquerade => Masquerade::default().into(),
-        _ => return None,
-    })
-}
-
-fn meta(key: u32) -> Option<MetaType> {
-    [
-        MetaType::Protocol,
-        MetaType::Mark,
-        MetaType::IifName,
-        MetaType::OifName,
-        MetaType::Iif,
-        MetaType::Oif,
-        MetaType::OifType,
-        MetaType::NfProto,
-        MetaType::L4Proto,
-    ]
-    .into_iter()
-    .find(|&it| it as u32 == key)
-}
-
-fn register(number: u32) -> Option<Register> {
-    Some(match number {
-        1 => Register::Reg1,
-        2 => Register::Reg2,
-        3 => Register::Reg3,
-        4 => Register::Reg4,
-        _ => return None,
-    })
-}
-
-fn compare(op: u32) -> Option<CmpOp> {
-    Some(match op {
-        CMP_EQ => CmpOp::Eq,
-        CMP_NEQ => CmpOp::Neq,
-        CMP_LTE => CmpOp::Lte,
-        CMP_GTE => CmpOp::Gte,
-        _ => return None,
-    })
-}
-
-fn verdict(code: i32, chain: &Option<String>) -> Option<VerdictKind> {
-    Some(match (code, chain) {
-        (ACCEPT, None) => VerdictKind::Accept,
-        (DROP, None) => VerdictKind::Drop,
-        (RETURN, None) => VerdictKind::Return,
-        (JUMP, Some(chain)) => VerdictKind::Jump { chain: chain.clone() },
-        _ => return None,
-    })
 }
 
 fn hook(base: &Base) -> HookClass {
@@ -241,13 +116,121 @@ fn split_first(batch: &[u8]) -> Option<(Request, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::message;
+    use crate::netfilter::message::{self, comment_data};
     use crate::netlink::Attributes;
     use crate::policy::{Inbound, LinkPattern, MessageShape, Policy, Protocol, Server, Tunnel};
-    use crate::ruleset::expression::lower;
+    use crate::ruleset::expression::{
+        ACCEPT, CMP_EQ, CMP_GTE, CMP_LTE, CMP_NEQ, DROP, Expression, JUMP, RETURN, lower,
+    };
     use crate::ruleset::{Table, compile, guard};
     use proptest::prelude::*;
     use proptest::sample::subsequence;
+    use rustables::expr::{
+        Bitwise, Cmp, CmpOp, Conntrack, ConntrackKey, Counter, IcmpCode, Immediate, Lookup,
+        Masquerade, Meta, MetaType, Payload, RawExpression, Register, Reject, RejectType,
+        VerdictKind,
+    };
+
+    /// NFT_MSG_NEWRULE as rustables builds it; `None` where it lacks an expression.
+    fn rule(family: Family, chain: &str, list: &[Expression], comment: &str) -> Option<Request> {
+        let list: Vec<RawExpression> = list.iter().map(expression).collect::<Option<_>>()?;
+        let rule = empty_rule(family, chain).with_expressions(list);
+        let mut plain = Plain::new();
+        plain.0.add(&rule.with_userdata(comment_data(comment)), MsgType::Add);
+        Some(only(plain))
+    }
+
+    fn expression(it: &Expression) -> Option<RawExpression> {
+        Some(match it {
+            Expression::Meta { key, register } => {
+                Meta::new(meta(*key)?).with_dreg(self::register(*register)?).into()
+            }
+            Expression::MetaSet { key, register } => {
+                Meta::default().with_key(meta(*key)?).with_sreg(self::register(*register)?).into()
+            }
+            Expression::Ct { key: 0, direction: None, register: 1 } => {
+                Conntrack::new(ConntrackKey::State).into()
+            }
+            Expression::Payload { base, offset, length, register } => Payload::default()
+                .with_dreg(self::register(*register)?)
+                .with_base(*base)
+                .with_offset(*offset)
+                .with_len(*length)
+                .into(),
+            Expression::Bitwise { register: 1, mask, xor } => {
+                Bitwise::new(mask.clone(), xor.clone()).ok()?.into()
+            }
+            Expression::Cmp { op, register: 1, data } => {
+                Cmp::new(compare(*op)?, data.clone()).into()
+            }
+            Expression::Lookup { set, register } => {
+                Lookup::default().with_set(set).with_sreg(self::register(*register)?).into()
+            }
+            Expression::Immediate { register, data } => {
+                Immediate::new_data(data.clone(), self::register(*register)?).into()
+            }
+            Expression::Verdict { code, chain } => {
+                Immediate::new_verdict(verdict(*code, chain)?).into()
+            }
+            Expression::Counter => Counter::default().into(),
+            Expression::Reject { kind: 1, .. } => Reject::default()
+                .with_type(RejectType::TcpRst)
+                .with_icmp_code(IcmpCode::NoRoute)
+                .into(),
+            Expression::Reject { kind: 2, code: 3 } => Reject::default()
+                .with_type(RejectType::IcmpxUnreach)
+                .with_icmp_code(IcmpCode::AdminProhibited)
+                .into(),
+            Expression::Masquerade => Masquerade::default().into(),
+            _ => return None,
+        })
+    }
+
+    fn meta(key: u32) -> Option<MetaType> {
+        [
+            MetaType::Protocol,
+            MetaType::Mark,
+            MetaType::IifName,
+            MetaType::OifName,
+            MetaType::Iif,
+            MetaType::Oif,
+            MetaType::OifType,
+            MetaType::NfProto,
+            MetaType::L4Proto,
+        ]
+        .into_iter()
+        .find(|&it| it as u32 == key)
+    }
+
+    fn register(number: u32) -> Option<Register> {
+        Some(match number {
+            1 => Register::Reg1,
+            2 => Register::Reg2,
+            3 => Register::Reg3,
+            4 => Register::Reg4,
+            _ => return None,
+        })
+    }
+
+    fn compare(op: u32) -> Option<CmpOp> {
+        Some(match op {
+            CMP_EQ => CmpOp::Eq,
+            CMP_NEQ => CmpOp::Neq,
+            CMP_LTE => CmpOp::Lte,
+            CMP_GTE => CmpOp::Gte,
+            _ => return None,
+        })
+    }
+
+    fn verdict(code: i32, chain: &Option<String>) -> Option<VerdictKind> {
+        Some(match (code, chain) {
+            (ACCEPT, None) => VerdictKind::Accept,
+            (DROP, None) => VerdictKind::Drop,
+            (RETURN, None) => VerdictKind::Return,
+            (JUMP, Some(chain)) => VerdictKind::Jump { chain: chain.clone() },
+            _ => return None,
+        })
+    }
 
     /// Attributes as a tree, in no order.
     #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -370,10 +353,10 @@ mod tests {
         for chain in &table.chains {
             for rule in &chain.rules {
                 let list = lower(rule);
-                let mut plain = Plain::new();
-                if plain.rule(table.family, &chain.name, &list, &rule.comment) {
-                    let own = message::rule(table.family, &chain.name, &list, &rule.comment);
-                    is_same(&only(plain), &own, of_rule)?;
+                let (family, chain) = (table.family, &chain.name);
+                if let Some(theirs) = self::rule(family, chain, &list, &rule.comment) {
+                    let own = message::rule(family, chain, &list, &rule.comment);
+                    is_same(&theirs, &own, of_rule)?;
                     built += 1;
                 }
             }
@@ -481,9 +464,7 @@ mod tests {
         let verdict = |code| Expression::Verdict { code, chain: None };
         let list = [Expression::Counter, verdict(DROP)];
         let built = |list: &[Expression], comment: &str| {
-            let mut plain = Plain::new();
-            assert!(plain.rule(Family::Inet, "output", list, comment));
-            only(plain)
+            rule(Family::Inet, "output", list, comment).expect("rustables knows all of it")
         };
         let own = message::rule(Family::Inet, "output", &list, "blocked");
         is_same(&built(&list, "blocked"), &own, of_rule).unwrap();
