@@ -12,7 +12,7 @@ use super::message::{Request, SET_CONCAT, SET_INTERVAL, Writer, kind};
 use crate::netlink::{Attributes, Message, Socket};
 use crate::ruleset::expression::{self, Expression};
 use crate::ruleset::{
-    Base, Chain, ChainKind, ChainPolicy, Devices, Element, Family, Hook, Set, TABLE, Table,
+    Base, Chain, ChainKind, ChainPolicy, Devices, Element, Family, Hook, Set, TABLE, Table, Value,
     ValueKind,
 };
 
@@ -429,7 +429,7 @@ fn read_elements(list: &mut Vec<RawElement>, message: &Message) -> bool {
     let mut foreign = false;
     for (_, it) in attributes(message).get(3).map(Attributes).into_iter().flatten() {
         let it = Attributes(it);
-        let key = |kind: u16| it.get(kind).and_then(data_value);
+        let key = |kind: u16| it.get(kind).and_then(data_value).map(<[u8]>::to_vec);
         let flags = it.get(3).and_then(number).unwrap_or_default();
         let ends = flags & super::message::ELEMENT_INTERVAL_END != 0;
         match key(1) {
@@ -477,7 +477,7 @@ fn predecessor(value: &[u8]) -> Vec<u8> {
 fn decode(name: &[u8], data: &[u8]) -> Option<Expression> {
     let found = Fields::of(data);
     let at = |kind: u16| found.get(kind).and_then(number);
-    let value = |kind: u16| found.get(kind).and_then(data_value);
+    let value = |kind: u16| found.get(kind).and_then(data_value).map(Value::from_slice);
     let long = |kind: u16| Some(u64::from_be_bytes(found.get(kind)?.try_into().ok()?));
     Some(match name {
         b"meta" => match at(3) {
@@ -524,7 +524,7 @@ fn decode(name: &[u8], data: &[u8]) -> Option<Expression> {
 fn decode_immediate(register: u32, data: &[u8]) -> Option<Expression> {
     let found = Attributes(data);
     if register != 0 {
-        return Some(Expression::Immediate { register, data: found.get(1)?.to_vec() });
+        return Some(Expression::Immediate { register, data: Value::from_slice(found.get(1)?) });
     }
     let verdict = Attributes(found.get(2)?);
     Some(Expression::Verdict {
@@ -550,8 +550,8 @@ fn comment(userdata: &[u8]) -> String {
     }
 }
 
-fn data_value(data: &[u8]) -> Option<Vec<u8>> {
-    Attributes(data).get(1).map(<[u8]>::to_vec)
+fn data_value(data: &[u8]) -> Option<&[u8]> {
+    Attributes(data).get(1)
 }
 
 fn number(value: &[u8]) -> Option<u32> {

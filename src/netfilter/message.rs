@@ -296,7 +296,7 @@ fn element(set: &Set, element: &Element) -> Vec<u8> {
 /// NFT_MSG_NEWRULE.
 pub fn rule(family: Family, chain: &str, list: &[Expression], comment: &str) -> Request {
     /// Most rules fit, so that writing one allocates once.
-    const USUAL: usize = 1024;
+    const USUAL: usize = 384;
     let mut body = Writer(Vec::with_capacity(USUAL));
     body.text(1, TABLE).text(2, chain);
     body.nest(4, |expressions| {

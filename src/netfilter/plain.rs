@@ -158,16 +158,16 @@ mod tests {
                 .with_len(*length)
                 .into(),
             Expression::Bitwise { register: 1, mask, xor } => {
-                Bitwise::new(mask.clone(), xor.clone()).ok()?.into()
+                Bitwise::new(mask.to_vec(), xor.to_vec()).ok()?.into()
             }
             Expression::Cmp { op, register: 1, data } => {
-                Cmp::new(compare(*op)?, data.clone()).into()
+                Cmp::new(compare(*op)?, data.to_vec()).into()
             }
             Expression::Lookup { set, register } => {
                 Lookup::default().with_set(set).with_sreg(self::register(*register)?).into()
             }
             Expression::Immediate { register, data } => {
-                Immediate::new_data(data.clone(), self::register(*register)?).into()
+                Immediate::new_data(data.to_vec(), self::register(*register)?).into()
             }
             Expression::Verdict { code, chain } => {
                 Immediate::new_verdict(verdict(*code, chain)?).into()

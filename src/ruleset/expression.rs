@@ -3,7 +3,9 @@
 //! [`lower`] is what is sent; the reader of the live table gives the same type, so that "intact"
 //! is plain equality; [`raise`] turns a live rule back into words.
 
-use super::{Action, Field, LOG_GROUP, Load, Match, Rejection, Rule, Test};
+use smallvec::{SmallVec, smallvec};
+
+use super::{Action, Field, LOG_GROUP, Load, Match, Rejection, Rule, Test, Value};
 
 /// One expression (include/uapi/linux/netfilter/nf_tables.h). Registers are numbered as the kernel
 /// reports them: 1 to 4 for sixteen bytes, 9 and up for four bytes within those.
@@ -36,13 +38,13 @@ pub enum Expression {
     },
     Bitwise {
         register: u32,
-        mask: Vec<u8>,
-        xor: Vec<u8>,
+        mask: Value,
+        xor: Value,
     },
     Cmp {
         op: u32,
         register: u32,
-        data: Vec<u8>,
+        data: Value,
     },
     Lookup {
         set: String,
@@ -50,7 +52,7 @@ pub enum Expression {
     },
     Immediate {
         register: u32,
-        data: Vec<u8>,
+        data: Value,
     },
     Verdict {
         code: i32,
@@ -127,7 +129,10 @@ pub fn lower(rule: &Rule) -> Vec<Expression> {
             list.push(Expression::Reject { kind: REJECT_ICMPX, code: ICMPX_ADMIN_PROHIBITED });
         }
         Action::SetMark(mark) => {
-            list.push(Expression::Immediate { register: 1, data: mark.to_ne_bytes().to_vec() });
+            list.push(Expression::Immediate {
+                register: 1,
+                data: Value::from_slice(&mark.to_ne_bytes()),
+            });
             list.push(Expression::MetaSet { key: META_MARK, register: 1 });
         }
         Action::Masquerade => list.push(Expression::Masquerade),
@@ -158,7 +163,7 @@ fn lower_match(it: &Match, list: &mut Vec<Expression>) {
         }
         Test::AnyOf(mask) => {
             list.push(bitwise(mask));
-            list.push(cmp(CMP_NEQ, &vec![0; mask.len()]));
+            list.push(cmp(CMP_NEQ, &Value::from_elem(0, mask.len())));
         }
         Test::In(set) => list.push(Expression::Lookup { set: set.clone(), register: 1 }),
     }
@@ -176,11 +181,15 @@ fn load(field: Field, register: u32) -> Expression {
 }
 
 fn cmp(op: u32, data: &[u8]) -> Expression {
-    Expression::Cmp { op, register: 1, data: data.to_vec() }
+    Expression::Cmp { op, register: 1, data: Value::from_slice(data) }
 }
 
 fn bitwise(mask: &[u8]) -> Expression {
-    Expression::Bitwise { register: 1, mask: mask.to_vec(), xor: vec![0; mask.len()] }
+    Expression::Bitwise {
+        register: 1,
+        mask: Value::from_slice(mask),
+        xor: Value::from_elem(0, mask.len()),
+    }
 }
 
 /// The register that begins at the given four-byte word, numbered as the kernel reports it
@@ -233,9 +242,9 @@ pub fn raise(list: &[Expression], comment: &str) -> Option<Rule> {
 /// Fields of several protocols are loaded alike: which is meant shows in the matches before.
 fn is_meant(field: Field, before: &[Match]) -> bool {
     let known = |number: u8| {
-        before
-            .iter()
-            .any(|it| it.fields == [Field::MetaL4proto] && it.test == Test::Is(vec![number]))
+        before.iter().any(|it| {
+            it.fields[..] == [Field::MetaL4proto] && it.test == Test::Is(smallvec![number])
+        })
     };
     match field {
         Field::UdpSport | Field::UdpDport => known(17),
@@ -245,7 +254,7 @@ fn is_meant(field: Field, before: &[Match]) -> bool {
 }
 
 fn raise_match<'a>(list: &'a [Expression], before: &[Match]) -> Option<(Match, &'a [Expression])> {
-    let mut fields = Vec::new();
+    let mut fields: SmallVec<[Field; 4]> = SmallVec::new();
     let mut word = 0;
     let mut rest = list;
     while let Some(field) = Field::ALL.into_iter().find(|&field| {
@@ -309,10 +318,10 @@ mod tests {
     #[test]
     fn a_rule_that_only_looks_like_ours_is_not_raised() {
         let mark = Expression::Meta { key: META_MARK, register: 1 };
-        let mask = |xor| Expression::Bitwise { register: 1, mask: vec![1; 4], xor };
+        let mask = |xor| Expression::Bitwise { register: 1, mask: smallvec![1; 4], xor };
         let accept = Expression::Verdict { code: ACCEPT, chain: None };
         let rule = |xor| [mark.clone(), mask(xor), cmp(CMP_EQ, &[1; 4]), accept.clone()];
-        assert!(raise(&rule(vec![0; 4]), "").is_some());
-        assert!(raise(&rule(vec![7; 4]), "").is_none());
+        assert!(raise(&rule(smallvec![0; 4]), "").is_some());
+        assert!(raise(&rule(smallvec![7; 4]), "").is_none());
     }
 }

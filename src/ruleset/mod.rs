@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 mod compile;
 mod digest;
 pub mod expression;
@@ -239,11 +241,14 @@ pub enum Rejection {
     TcpReset,
 }
 
+/// What one of the kernel's registers holds, in place: they are most of what rules are made of.
+pub type Value = SmallVec<[u8; 16]>;
+
 /// A condition on a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match {
     /// What is looked at; more than one only with [`Test::In`].
-    pub fields: Vec<Field>,
+    pub fields: SmallVec<[Field; 4]>,
     /// What it must be.
     pub test: Test,
 }
@@ -252,20 +257,20 @@ pub struct Match {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Test {
     /// Exactly this.
-    Is(Vec<u8>),
+    Is(Value),
     /// Within these bounds, both included.
-    Between(Vec<u8>, Vec<u8>),
+    Between(Value, Value),
     /// Equal under a mask: a prefix.
     Masked {
         /// Bits that count.
-        mask: Vec<u8>,
+        mask: Value,
         /// What they must be.
-        value: Vec<u8>,
+        value: Value,
     },
     /// At least one bit of the mask is set.
-    AnyOf(Vec<u8>),
+    AnyOf(Value),
     /// Begins with these bytes.
-    StartsWith(Vec<u8>),
+    StartsWith(Value),
     /// Is an element of a set.
     In(String),
 }

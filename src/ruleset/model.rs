@@ -255,10 +255,10 @@ fn holds(table: &Table, it: &Match, packet: &Packet) -> bool {
             None => return false,
         }
     }
-    let value = &values[0];
+    let value = values[0].as_slice();
     match &it.test {
-        Test::Is(wanted) => value == wanted,
-        Test::Between(first, last) => first <= value && value <= last,
+        Test::Is(wanted) => value == wanted.as_slice(),
+        Test::Between(first, last) => first.as_slice() <= value && value <= last.as_slice(),
         Test::Masked { mask, value: wanted } => {
             value.iter().zip(mask).map(|(byte, mask)| byte & mask).eq(wanted.iter().copied())
         }

@@ -1,7 +1,6 @@
 //! A ruleset as `nft -f` reads it.
 
-use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
@@ -16,41 +15,44 @@ pub fn script(table: &Table) -> String {
     let _ = writeln!(text, "table {family} {TABLE}\nflush table {family} {TABLE}");
     let _ = write!(text, "table {family} {TABLE} {{");
     for set in &table.sets {
-        let _ = write!(text, "\n{}", self::set(set));
+        text.push('\n');
+        push_set(&mut text, set);
     }
     for chain in &table.chains {
-        let _ = write!(text, "\n{}", self::chain(chain));
+        text.push('\n');
+        push_chain(&mut text, chain);
     }
     text.push_str("}\n");
     text
 }
 
-fn set(set: &Set) -> String {
+fn push_set(text: &mut String, set: &Set) {
     let key: Vec<_> = set.key.iter().map(|kind| kind.set_type_name()).collect();
-    let mut text = format!("\tset {} {{\n\t\ttype {}\n", set.name, key.join(" . "));
+    let _ = writeln!(text, "\tset {} {{\n\t\ttype {}", set.name, key.join(" . "));
     if set.interval {
         text.push_str("\t\tflags interval\n");
     }
+    for (number, it) in set.elements.iter().enumerate() {
+        text.push_str(if number == 0 { "\t\telements = { " } else { ",\n\t\t\t     " });
+        push_element(text, &set.key, it);
+    }
     if !set.elements.is_empty() {
-        let elements: Vec<_> = set.elements.iter().map(|it| element(&set.key, it)).collect();
-        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
+        text.push_str(" }\n");
     }
     text.push_str("\t}\n");
-    text
 }
 
-fn chain(chain: &Chain) -> String {
-    let mut text = format!("\tchain {} {{\n", chain.name);
+fn push_chain(text: &mut String, chain: &Chain) {
+    text.extend(["\tchain ", &chain.name, " {\n"]);
     if let Some(base) = &chain.base {
         let _ = writeln!(text, "\t\t{}", hook(base));
     }
     for it in &chain.rules {
         text.push_str("\t\t");
-        push_rule(&mut text, it);
+        push_rule(text, it);
         text.push('\n');
     }
     text.push_str("\t}\n");
-    text
 }
 
 pub(super) fn hook(base: &Base) -> String {
@@ -89,7 +91,7 @@ fn push_rule(text: &mut String, rule: &Rule) {
     if rule.counter {
         text.push_str("counter ");
     }
-    text.push_str(&action(&rule.action));
+    push_action(text, &rule.action);
     if !rule.comment.is_empty() {
         text.extend([" comment \"", &rule.comment, "\""]);
     }
@@ -97,19 +99,27 @@ fn push_rule(text: &mut String, rule: &Rule) {
 
 /// What a rule does, as nft writes it.
 pub fn action(action: &Action) -> String {
-    match action {
-        Action::Accept => "accept".into(),
-        Action::Drop => "drop".into(),
-        Action::Reject(Rejection::AdminProhibited) => "reject with icmpx admin-prohibited".into(),
-        Action::Reject(Rejection::TcpReset) => "reject with tcp reset".into(),
-        Action::Jump(chain) => format!("jump {chain}"),
-        Action::Return => "return".into(),
-        Action::SetMark(mark) => format!("meta mark set {mark:#010x}"),
-        Action::Masquerade => "masquerade".into(),
-        Action::Log { rate, burst } => {
-            format!("limit rate {rate}/second burst {burst} packets log group {LOG_GROUP}")
+    let mut text = String::new();
+    push_action(&mut text, action);
+    text
+}
+
+fn push_action(text: &mut String, action: &Action) {
+    let _ = match action {
+        Action::Accept => text.write_str("accept"),
+        Action::Drop => text.write_str("drop"),
+        Action::Reject(Rejection::AdminProhibited) => {
+            text.write_str("reject with icmpx admin-prohibited")
         }
-    }
+        Action::Reject(Rejection::TcpReset) => text.write_str("reject with tcp reset"),
+        Action::Jump(chain) => write!(text, "jump {chain}"),
+        Action::Return => text.write_str("return"),
+        Action::SetMark(mark) => write!(text, "meta mark set {mark:#010x}"),
+        Action::Masquerade => text.write_str("masquerade"),
+        Action::Log { rate, burst } => {
+            write!(text, "limit rate {rate}/second burst {burst} packets log group {LOG_GROUP}")
+        }
+    };
 }
 
 /// One condition as nft writes it.
@@ -126,47 +136,48 @@ fn push_condition(text: &mut String, it: &Match) {
     }
     text.push(' ');
     let kind = it.fields[0].kind();
-    match &it.test {
-        Test::Is(bytes) => text.push_str(&value(kind, bytes)),
+    let _ = match &it.test {
+        Test::Is(bytes) => write!(text, "{}", value(kind, bytes)),
         Test::Between(first, last) => {
-            text.extend([value(kind, first), "-".into(), value(kind, last)]);
+            write!(text, "{}-{}", value(kind, first), value(kind, last))
         }
         Test::Masked { mask, value: bytes } => {
             let length: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
-            text.extend([value(kind, bytes), format!("/{length}").into()]);
+            write!(text, "{}/{length}", value(kind, bytes))
         }
         Test::AnyOf(mask) => match kind {
-            ValueKind::Number(_) => text.extend(["& ", &value(kind, mask), " != 0"]),
-            _ => text.push_str(&value(kind, mask)),
+            ValueKind::Number(_) => write!(text, "& {} != 0", value(kind, mask)),
+            _ => write!(text, "{}", value(kind, mask)),
         },
-        Test::StartsWith(start) => {
-            text.extend(["\"", &String::from_utf8_lossy(start), "*\""]);
-        }
-        Test::In(set) => text.extend(["@", set]),
-    }
+        Test::StartsWith(start) => write!(text, "\"{}*\"", String::from_utf8_lossy(start)),
+        Test::In(set) => write!(text, "@{set}"),
+    };
 }
 
 /// One element of a set with keys of these kinds.
 pub fn element(key: &[ValueKind], element: &Element) -> String {
-    let mut parts = Vec::new();
-    let mut at = 0;
-    for kind in key {
-        let length = kind.length() as usize;
-        let (first, last) = (&element.first[at..at + length], &element.last[at..at + length]);
-        parts.push(range(*kind, first, last));
-        at += length.next_multiple_of(4);
-    }
-    parts.join(" . ")
+    let mut text = String::new();
+    push_element(&mut text, key, element);
+    text
 }
 
-fn range(kind: ValueKind, first: &[u8], last: &[u8]) -> Cow<'static, str> {
-    if first == last {
-        return value(kind, first);
+fn push_element(text: &mut String, key: &[ValueKind], element: &Element) {
+    let mut at = 0;
+    for (number, kind) in key.iter().enumerate() {
+        text.push_str(if number == 0 { "" } else { " . " });
+        let length = kind.length() as usize;
+        push_range(text, *kind, &element.first[at..at + length], &element.last[at..at + length]);
+        at += length.next_multiple_of(4);
     }
-    match prefix_length(first, last) {
-        Some(length) => format!("{}/{length}", value(kind, first)).into(),
-        None => format!("{}-{}", value(kind, first), value(kind, last)).into(),
-    }
+}
+
+fn push_range(text: &mut String, kind: ValueKind, first: &[u8], last: &[u8]) {
+    let _ = write!(text, "{}", value(kind, first));
+    let _ = match prefix_length(first, last) {
+        _ if first == last => Ok(()),
+        Some(length) => write!(text, "/{length}"),
+        None => write!(text, "-{}", value(kind, last)),
+    };
 }
 
 /// The length of the prefix whose first and last addresses these are.
@@ -178,67 +189,74 @@ fn prefix_length(first: &[u8], last: &[u8]) -> Option<u32> {
 }
 
 /// A value as nft writes it.
-pub fn value(kind: ValueKind, bytes: &[u8]) -> Cow<'static, str> {
+pub fn value(kind: ValueKind, bytes: &[u8]) -> impl fmt::Display {
+    struct Written<'a>(ValueKind, &'a [u8]);
+    impl fmt::Display for Written<'_> {
+        fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_value(out, self.0, self.1)
+        }
+    }
+    Written(kind, bytes)
+}
+
+fn write_value(out: &mut fmt::Formatter<'_>, kind: ValueKind, bytes: &[u8]) -> fmt::Result {
+    let named = |out: &mut fmt::Formatter<'_>, number: u64, names: &[(u64, &str)]| match names
+        .iter()
+        .find(|it| it.0 == number)
+    {
+        Some((_, name)) => out.write_str(name),
+        None => write!(out, "{number}"),
+    };
     match kind {
         ValueKind::Ipv4 => match <[u8; 4]>::try_from(bytes) {
-            Ok(octets) => Ipv4Addr::from(octets).to_string().into(),
-            Err(_) => hex(bytes).into(),
+            Ok(octets) => write!(out, "{}", Ipv4Addr::from(octets)),
+            Err(_) => write_hex(out, bytes),
         },
         ValueKind::Ipv6 => match <[u8; 16]>::try_from(bytes) {
-            Ok(octets) => Ipv6Addr::from(octets).to_string().into(),
-            Err(_) => hex(bytes).into(),
+            Ok(octets) => write!(out, "{}", Ipv6Addr::from(octets)),
+            Err(_) => write_hex(out, bytes),
         },
-        ValueKind::Protocol => match big_endian(bytes) {
-            1 => "icmp".into(),
-            2 => "igmp".into(),
-            6 => "tcp".into(),
-            17 => "udp".into(),
-            58 => "ipv6-icmp".into(),
-            other => other.to_string().into(),
-        },
-        ValueKind::Port => big_endian(bytes).to_string().into(),
+        ValueKind::Protocol => {
+            let names = [(1, "icmp"), (2, "igmp"), (6, "tcp"), (17, "udp"), (58, "ipv6-icmp")];
+            named(out, big_endian(bytes), &names)
+        }
         ValueKind::Ethertype => match big_endian(bytes) {
-            0x0800 => "ip".into(),
-            0x0806 => "arp".into(),
-            0x86dd => "ip6".into(),
-            other => format!("{other:#06x}").into(),
+            0x0800 => out.write_str("ip"),
+            0x0806 => out.write_str("arp"),
+            0x86dd => out.write_str("ip6"),
+            other => write!(out, "{other:#06x}"),
         },
-        ValueKind::Nfproto => match big_endian(bytes) {
-            2 => "ipv4".into(),
-            10 => "ipv6".into(),
-            other => other.to_string().into(),
-        },
-        ValueKind::Mark => format!("{:#010x}", host_endian(bytes)).into(),
+        ValueKind::Nfproto => named(out, big_endian(bytes), &[(2, "ipv4"), (10, "ipv6")]),
+        ValueKind::Mark => write!(out, "{:#010x}", host_endian(bytes)),
         ValueKind::Name => {
             let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-            format!("\"{}\"", String::from_utf8_lossy(&bytes[..end])).into()
+            write!(out, "\"{}\"", String::from_utf8_lossy(&bytes[..end]))
         }
-        ValueKind::Link => match host_endian(bytes) {
-            1 => "\"lo\"".into(),
-            other => other.to_string().into(),
-        },
-        ValueKind::Linktype => match host_endian(bytes) {
-            1 => "ether".into(),
-            772 => "loopback".into(),
-            other => other.to_string().into(),
-        },
-        ValueKind::Addrtype => match host_endian(bytes) {
-            2 => "local".into(),
-            other => other.to_string().into(),
-        },
-        ValueKind::CtState => flags(
-            host_endian(bytes),
-            &[(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")],
-        )
-        .into(),
-        ValueKind::CtStatus => flags(host_endian(bytes), &[(16, "snat"), (32, "dnat")]).into(),
+        ValueKind::Link => named(out, host_endian(bytes).into(), &[(1, "\"lo\"")]),
+        ValueKind::Linktype => {
+            named(out, host_endian(bytes).into(), &[(1, "ether"), (772, "loopback")])
+        }
+        ValueKind::Addrtype => named(out, host_endian(bytes).into(), &[(2, "local")]),
+        ValueKind::CtState => {
+            let names =
+                [(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")];
+            out.write_str(&flags(host_endian(bytes), &names))
+        }
+        ValueKind::CtStatus => {
+            out.write_str(&flags(host_endian(bytes), &[(16, "snat"), (32, "dnat")]))
+        }
         ValueKind::CtDirection => match big_endian(bytes) {
-            0 => "original".into(),
-            _ => "reply".into(),
+            0 => out.write_str("original"),
+            _ => out.write_str("reply"),
         },
-        ValueKind::Number(1) => big_endian(bytes).to_string().into(),
-        ValueKind::Number(_) => format!("{:#x}", big_endian(bytes)).into(),
+        ValueKind::Port | ValueKind::Number(1) => write!(out, "{}", big_endian(bytes)),
+        ValueKind::Number(_) => write!(out, "{:#x}", big_endian(bytes)),
     }
+}
+
+fn write_hex(out: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    out.write_str("0x")?;
+    bytes.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
 }
 
 fn flags(mut mask: u32, names: &[(u32, &str)]) -> String {
@@ -265,11 +283,4 @@ fn host_endian(bytes: &[u8]) -> u32 {
         [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
         _ => 0,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::from("0x"), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

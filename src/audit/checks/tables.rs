@@ -11,6 +11,7 @@ use crate::audit::kinds::*;
 use crate::audit::{Facts, Found, Kind, Unknown, Wanted};
 use crate::netfilter::live::{DORMANT, ForeignTable, LiveTable};
 use crate::netlink::Attributes;
+use crate::ruleset::Value;
 use crate::ruleset::expression::Expression;
 
 /// NFPROTO_*.
@@ -170,7 +171,7 @@ fn is_far(address: IpAddr) -> bool {
 /// What is in a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Held {
-    Bytes(Vec<u8>),
+    Bytes(Value),
     ConnectionMark,
 }
 
@@ -201,7 +202,7 @@ fn deeds(expressions: &[Expression]) -> Vec<Deed> {
             }
             // Of a packet that has none: what `meta mark set meta mark or` makes of it.
             Expression::Meta { key: META_MARK, register } => {
-                registers.insert(*register, Held::Bytes(vec![0; 4]));
+                registers.insert(*register, Held::Bytes(Value::from_elem(0, 4)));
             }
             Expression::Meta { register, .. }
             | Expression::Ct { register, .. }
@@ -220,7 +221,7 @@ fn change(registers: &mut BTreeMap<u32, Held>, register: u32, mask: &[u8], xor: 
     let changed = match registers.get(&register) {
         Some(Held::ConnectionMark) if mask.iter().any(|&byte| byte != 0) => return,
         Some(Held::Bytes(bytes)) => bytes.clone(),
-        _ if mask.iter().all(|&byte| byte == 0) => vec![0; xor.len()],
+        _ if mask.iter().all(|&byte| byte == 0) => Value::from_elem(0, xor.len()),
         _ => return,
     };
     let bytes = changed.iter().zip(mask).zip(xor).map(|((byte, mask), xor)| byte & mask ^ xor);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     fn mark(value: u32) -> Vec<Expression> {
-        let data = value.to_ne_bytes().to_vec();
+        let data = Value::from_slice(&value.to_ne_bytes());
         vec![
             Expression::Immediate { register: 1, data },
             Expression::MetaSet { key: 3, register: 1 },
@@ -377,8 +378,8 @@ mod tests {
 
     #[test]
     fn a_constant_may_be_made_of_anything() {
-        let zeroed =
-            Expression::Bitwise { register: 1, mask: vec![0; 4], xor: OURS.to_ne_bytes().to_vec() };
+        let (mask, xor) = (Value::from_elem(0, 4), Value::from_slice(&OURS.to_ne_bytes()));
+        let zeroed = Expression::Bitwise { register: 1, mask, xor };
         let rule = vec![
             Expression::Meta { key: 3, register: 1 },
             zeroed,
@@ -390,8 +391,8 @@ mod tests {
     #[test]
     fn a_mark_may_be_added_to_the_packets_own() {
         let set = |xor: u32| {
-            let xor = xor.to_ne_bytes().to_vec();
-            let mask = 0xffff_0000_u32.to_ne_bytes().to_vec();
+            let xor = Value::from_slice(&xor.to_ne_bytes());
+            let mask = Value::from_slice(&0xffff_0000_u32.to_ne_bytes());
             vec![
                 Expression::Meta { key: 3, register: 1 },
                 Expression::Bitwise { register: 1, mask, xor },
@@ -429,7 +430,7 @@ mod tests {
         let to = |address: [u8; 4]| {
             let data = [attribute(1, &[0, 0, 0, 1]), attribute(3, &[0, 0, 0, 1])].concat();
             vec![
-                Expression::Immediate { register: 1, data: address.to_vec() },
+                Expression::Immediate { register: 1, data: Value::from_slice(&address) },
                 Expression::Foreign { name: "nat".into(), data },
             ]
         };

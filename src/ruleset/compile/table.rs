@@ -63,10 +63,7 @@ impl Build<'_> {
         if self.internal_is_allowed() {
             // A published port: the hook's link is stale after DNAT, postrouting judges the true one.
             rules.push(rule(
-                [
-                    is_loopback(Field::MetaOif),
-                    any_of(Field::CtStatus, IPS_DST_NAT.to_ne_bytes().to_vec()),
-                ],
+                [is_loopback(Field::MetaOif), any_of(Field::CtStatus, IPS_DST_NAT.to_ne_bytes())],
                 Action::Accept,
                 "published port: postrouting decides",
             ));

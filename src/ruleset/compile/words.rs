@@ -3,9 +3,11 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
+use smallvec::smallvec;
 
 use super::super::{
-    Action, Base, Chain, ChainKind, ChainPolicy, Family, Field, Hook, Match, Rule, Test, ValueKind,
+    Action, Base, Chain, ChainKind, ChainPolicy, Family, Field, Hook, Match, Rule, Test, Value,
+    ValueKind,
 };
 use super::Devices;
 use crate::policy::{LinkPattern, Protocol};
@@ -131,10 +133,10 @@ pub(super) fn later_fragment(ip: Ip) -> Vec<Match> {
     /// NEXTHDR_FRAGMENT (RFC 8200, 4.5).
     const FRAGMENT: u8 = 44;
     match ip {
-        Ip::V4 => vec![any_of(Field::IpFragOff, 0x1fff_u16.to_be_bytes().to_vec())],
+        Ip::V4 => vec![any_of(Field::IpFragOff, 0x1fff_u16.to_be_bytes())],
         Ip::V6 => vec![
             is(Field::Ip6Nexthdr, [FRAGMENT]),
-            any_of(Field::Ip6FragOff, 0xfff8_u16.to_be_bytes().to_vec()),
+            any_of(Field::Ip6FragOff, 0xfff8_u16.to_be_bytes()),
         ],
     }
 }
@@ -160,31 +162,34 @@ pub(super) fn counted(matches: impl Into<Vec<Match>>, action: Action, comment: &
 }
 
 pub(super) fn single(field: Field, test: Test) -> Match {
-    Match { fields: vec![field], test }
+    Match { fields: smallvec![field], test }
 }
 
-pub(super) fn is(field: Field, value: impl Into<Vec<u8>>) -> Match {
-    single(field, Test::Is(value.into()))
+pub(super) fn is(field: Field, value: impl AsRef<[u8]>) -> Match {
+    single(field, Test::Is(Value::from_slice(value.as_ref())))
 }
 
 pub(super) fn between<const N: usize>(field: Field, first: [u8; N], last: [u8; N]) -> Match {
-    single(field, Test::Between(first.into(), last.into()))
+    single(field, Test::Between(Value::from_slice(&first), Value::from_slice(&last)))
 }
 
-pub(super) fn any_of(field: Field, mask: Vec<u8>) -> Match {
-    single(field, Test::AnyOf(mask))
+pub(super) fn any_of(field: Field, mask: impl AsRef<[u8]>) -> Match {
+    single(field, Test::AnyOf(Value::from_slice(mask.as_ref())))
 }
 
 pub(super) fn is_in(field: Field, set: String) -> Match {
     single(field, Test::In(set))
 }
 
-pub(super) fn concat(fields: impl Into<Vec<Field>>, set: &str) -> Match {
-    Match { fields: fields.into(), test: Test::In(set.into()) }
+pub(super) fn concat(fields: impl IntoIterator<Item = Field>, set: &str) -> Match {
+    Match { fields: fields.into_iter().collect(), test: Test::In(set.into()) }
 }
 
 pub(super) fn masked(field: Field, net: &IpNet) -> Match {
-    single(field, Test::Masked { mask: octets(net.netmask()), value: octets(net.network()) })
+    single(
+        field,
+        Test::Masked { mask: octets(net.netmask()).into(), value: octets(net.network()).into() },
+    )
 }
 
 pub(super) fn link_local(field: Field) -> Match {
@@ -210,7 +215,7 @@ pub(super) fn fib_local() -> Match {
 }
 
 pub(super) fn ct_state(mask: u32) -> Match {
-    any_of(Field::CtState, mask.to_ne_bytes().to_vec())
+    any_of(Field::CtState, mask.to_ne_bytes())
 }
 
 pub(super) fn is_kind(field: Field, kind: &str) -> Match {
@@ -220,7 +225,9 @@ pub(super) fn is_kind(field: Field, kind: &str) -> Match {
 pub(super) fn named(field: Field, pattern: &LinkPattern) -> Match {
     match pattern {
         LinkPattern::Exact(name) => is(field, padded(name)),
-        LinkPattern::Prefix(start) => single(field, Test::StartsWith(start.as_bytes().to_vec())),
+        LinkPattern::Prefix(start) => {
+            single(field, Test::StartsWith(Value::from_slice(start.as_bytes())))
+        }
     }
 }
 

@@ -24,10 +24,9 @@ pub(super) fn read(message: &Message) -> Option<(Blocked, Option<u32>)> {
         destination: ip.as_ref().map(|it| it.destination),
         port: ip.as_ref().and_then(|it| it.ports).map(|it| it.1),
         protocol: match &ip {
-            Some(ip) => text::value(ValueKind::Protocol, &[ip.protocol]),
-            None => text::value(ValueKind::Ethertype, &packet.ethertype.to_be_bytes()),
-        }
-        .into_owned(),
+            Some(ip) => text::value(ValueKind::Protocol, &[ip.protocol]).to_string(),
+            None => text::value(ValueKind::Ethertype, &packet.ethertype.to_be_bytes()).to_string(),
+        },
         uid: packet.uid,
         cgroup: None,
         suppressed: 0,
