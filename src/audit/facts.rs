@@ -13,13 +13,13 @@ use std::path::Path;
 
 pub use boot::{Early, Initrd, State, Units};
 pub use namespaces::Elsewhere;
-pub use network::{Address, LocalRoute, Mark, PolicyRule, is_eui64};
+pub use network::{Address, Mark, PolicyRule, is_eui64};
 pub use processes::{Process, Processes};
 pub use settings::Mode;
 
 use crate::lock::Status;
 use crate::netfilter::live::ForeignTable;
-use crate::netlink::{Attached, Filter, Link};
+use crate::netlink::{Attached, Filter, Link, Route};
 
 /// Why a fact is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct Facts {
     /// Policy rules, but for the routing guard's.
     pub rules: Reading<Vec<PolicyRule>>,
     /// Routes of table local that lead to a link.
-    pub local_routes: Reading<Vec<LocalRoute>>,
+    pub local_routes: Reading<Vec<Route>>,
     /// Addresses of this machine.
     pub addresses: Reading<Vec<Address>>,
     /// Links in other network namespaces that matter.

@@ -96,7 +96,7 @@ impl Session {
         let of_index = |index: u32| links.iter().find(|link| link.index == index);
         // Table main knows neither of the way into the tunnel nor which link a link-local address is on.
         let of_server = own.and_then(|it| of_index(it.link)).filter(|link| {
-            is_link_local(server)
+            netlink::is_link_local(server)
                 || link.kind.as_deref().is_some_and(|kind| TUNNEL_KINDS.contains(&kind))
         });
         let link = of_server.or_else(|| of_index(route?.link?));
@@ -139,10 +139,6 @@ impl Session {
 const ANY_LINK: &str = "eth0";
 /// What a tunnel's link may be (`Tunnel::kinds`).
 const TUNNEL_KINDS: [&str; 2] = ["wireguard", "tun"];
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(it) if it.is_unicast_link_local())
-}
 
 /// A link-local address has its link after it; a socket of both families has IPv4 in IPv6 form.
 fn address(text: &str) -> Option<IpAddr> {

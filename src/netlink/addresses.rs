@@ -26,6 +26,11 @@ pub struct Address {
     pub usable: bool,
 }
 
+/// Whether it is one of those that the kernel gives to every link that speaks IPv6.
+pub fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(it) if it.is_unicast_link_local())
+}
+
 /// Every address of the socket's namespace.
 ///
 /// Read by hand, as [`super::links`] is, and for the same reason: an IPv4 address bears its link's

@@ -13,6 +13,8 @@ const RTM_GETROUTE: u16 = 26;
 const RTMSG: usize = 12;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 
 /// A route that leads somewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,21 +37,28 @@ pub fn main_route(socket: &Socket, to: IpAddr) -> io::Result<Option<Route>> {
     let mut request = [0; RTMSG];
     request[0] = if to.is_ipv4() { AF_INET } else { AF_INET6 };
     let answers = socket.dump_consistent(&dump(RTM_GETROUTE, &request))?;
-    let candidates = answers.iter().filter_map(read).filter(|it| it.destination.contains(&to));
-    let best = candidates.max_by_key(|it| (it.destination.prefix_len(), Reverse(it.metric)));
-    Ok(best.filter(|it| it.unicast).map(|it| Route { destination: it.destination, link: it.link }))
+    let candidates = answers
+        .iter()
+        .filter_map(read)
+        .filter(|it| it.table == RT_TABLE_MAIN && it.route.destination.contains(&to));
+    let best = candidates.max_by_key(|it| (it.route.destination.prefix_len(), Reverse(it.metric)));
+    Ok(best.filter(|it| it.unicast).map(|it| it.route))
+}
+
+/// Of what is listed: a route of table local that leads to a link, as those to the addresses of this
+/// machine themselves do not.
+pub(crate) fn read_local_route(message: &Message) -> Option<Route> {
+    read(message).filter(|it| it.table == RT_TABLE_LOCAL && it.unicast).map(|it| it.route)
 }
 
 struct Listed {
-    destination: IpNet,
+    table: u8,
+    route: Route,
     metric: u32,
-    link: Option<u32>,
     unicast: bool,
 }
 
-/// Of table main.
 fn read(message: &Message) -> Option<Listed> {
-    const RT_TABLE_MAIN: u8 = 254;
     const RTN_UNICAST: u8 = 1;
     const RTA_DST: u16 = 1;
     const RTA_OIF: u16 = 4;
@@ -64,10 +73,10 @@ fn read(message: &Message) -> Option<Listed> {
         _ => return None,
     };
     let address = attributes().get(RTA_DST).map_or(Some(everywhere), ip)?;
-    (table == RT_TABLE_MAIN).then_some(Listed {
-        destination: IpNet::new(address, length).ok()?,
+    Some(Listed {
+        table,
+        route: Route { destination: IpNet::new(address, length).ok()?, link: number(RTA_OIF) },
         metric: number(RTA_PRIORITY).unwrap_or_default(),
-        link: number(RTA_OIF),
         unicast: kind == RTN_UNICAST,
     })
 }

@@ -147,7 +147,7 @@ impl Device {
         let ipv6 = self.has_ipv6();
         // The kernel takes those of IPv6 whenever the link goes down (addrconf_ifdown).
         let taken = difference.missing.iter().any(|net| net.addr().is_ipv4() || ipv6);
-        let added = difference.foreign.iter().any(|it| !is_link_local(it.address));
+        let added = difference.foreign.iter().any(|it| !netlink::is_link_local(it.address));
         Ok(taken || added)
     }
 
@@ -446,11 +446,6 @@ fn other_wireguards<'a>(
     name: &str,
 ) -> impl Iterator<Item = &'a netlink::Link> {
     all.iter().filter(move |it| it.kind.as_deref() == Some("wireguard") && it.name != name)
-}
-
-/// The kernel gives every link that speaks IPv6 one.
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Like "wg0-foreign1", cut to what a name may hold.

@@ -6,9 +6,10 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::known;
 use super::lock::judgeable;
-use crate::audit::facts::{LocalRoute, PolicyRule};
+use crate::audit::facts::PolicyRule;
 use crate::audit::kinds::*;
 use crate::audit::{Facts, Found, Unknown, Wanted};
+use crate::netlink::Route;
 use crate::routing::PREFERENCES;
 
 fn guarded(facts: &Facts, wanted: &Wanted) -> Result<(), Unknown> {
@@ -78,7 +79,7 @@ pub(super) fn routes(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
     };
     let mut found = Found::default();
     for route in known(&facts.local_routes)? {
-        let LocalRoute { destination, link } = route;
+        let Route { destination, link } = route;
         // Before Linux 5.8 the kernel's own for multicast is one of them.
         let multicast = *destination == IPV6_MULTICAST;
         if multicast || link.is_some_and(|index| is_tunnel(index) || is_loopback(index)) {
@@ -136,7 +137,7 @@ mod tests {
         let local = |link, destination: &str| {
             let mut it = facts();
             let destination = destination.parse().unwrap();
-            it.local_routes = Ok(vec![LocalRoute { destination, link }]);
+            it.local_routes = Ok(vec![Route { destination, link }]);
             ids(&it, &wanted())
         };
         assert_eq!(local(Some(2), "203.0.113.9/32"), ["rogue-route"]);

@@ -5,13 +5,12 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{Reading, Unknown};
 use crate::netfilter;
 use crate::netfilter::live::{ForeignTable, read_foreign};
-use crate::netlink::{self, Attached, Attributes, Family, Filter, Link, Message, Socket};
+use crate::netlink::{self, Attached, Attributes, Family, Filter, Link, Message, Route, Socket};
 use crate::routing::PREFERENCES;
 
 /// An address of this machine.
@@ -43,15 +42,6 @@ pub struct PolicyRule {
     pub came_by: Option<String>,
     /// FIB_RULE_INVERT: all but those.
     pub inverted: bool,
-}
-
-/// A route of table local that leads to a link: the kernel looks there before any other rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalRoute {
-    /// Where to.
-    pub destination: IpNet,
-    /// The link's index; absent: it is none, or several.
-    pub link: Option<u32>,
 }
 
 pub(super) fn links() -> Reading<Vec<Link>> {
@@ -104,9 +94,9 @@ pub(super) fn rules() -> Reading<Vec<PolicyRule>> {
     dump("policy rules", RTM_GETRULE, read_rule)
 }
 
-pub(super) fn local_routes() -> Reading<Vec<LocalRoute>> {
+pub(super) fn local_routes() -> Reading<Vec<Route>> {
     const RTM_GETROUTE: u16 = 26;
-    dump("routes of table local", RTM_GETROUTE, read_local_route)
+    dump("routes of table local", RTM_GETROUTE, netlink::read_local_route)
 }
 
 /// Of both families.
@@ -142,37 +132,6 @@ fn ask_family(kind: u16, family: u8) -> io::Result<Vec<Message>> {
     request.resize(LENGTH as usize, 0);
     request[16] = family;
     Socket::open(Family::Route)?.dump_consistent(&request)
-}
-
-/// What leads to a link: the addresses of this machine themselves do not.
-fn read_local_route(message: &Message) -> Option<LocalRoute> {
-    const RTA_DST: u16 = 1;
-    const RTA_OIF: u16 = 4;
-    const RT_TABLE_LOCAL: u8 = 255;
-    const RTN_UNICAST: u8 = 1;
-    let header = message.payload.get(..12)?;
-    if (header[4], header[7]) != (RT_TABLE_LOCAL, RTN_UNICAST) {
-        return None;
-    }
-    let attributes = Attributes(&message.payload[12..]);
-    let address = |bytes: &[u8]| -> Option<IpAddr> {
-        <[u8; 4]>::try_from(bytes)
-            .map(IpAddr::from)
-            .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-            .ok()
-    };
-    let everything = match header[0] {
-        AF_INET6 => IpAddr::from([0_u8; 16]),
-        _ => IpAddr::from([0_u8; 4]),
-    };
-    let address = attributes.get(RTA_DST).and_then(address).unwrap_or(everything);
-    Some(LocalRoute {
-        destination: IpNet::new(address, header[1]).ok()?,
-        link: attributes
-            .get(RTA_OIF)
-            .and_then(|value| value.try_into().ok())
-            .map(u32::from_ne_bytes),
-    })
 }
 
 /// By hand, so that nothing strange in a foreign rule hides it. `None`: one of ours.
