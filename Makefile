@@ -70,11 +70,12 @@ vm-images:
 	@if [ "$$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi; \
 	$$as_root tests/vm/image $(VM_SUITES)
 
-# Measures what is installed, without the laboratory, with which cargo builds it anew in its place.
+# Commands are measured as they are installed. Benchmarks have the laboratory in them, with which
+# cargo then builds the program, too, in the same place: that one is not to be installed.
 bench: deps release
 	cp $(RELEASED) target/measured
 	rm target/released
-	KILLSWITCH=$(CURDIR)/target/measured $(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon
+	KILLSWITCH="$(CURDIR)/target/measured" $(STATIC) bench --target $(HOST) $(LAB) --bench lock --bench daemon
 
 # Boots Debian's initrds in QEMU (not KVM), and counts every frame: about nine minutes, as root.
 test-initrd: deps release

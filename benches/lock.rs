@@ -1,8 +1,9 @@
 //! How fast the lock is, each figure a ratio to a peer measured in the same run.
 //!
 //! `make bench`, or parts of it: `cargo bench --features lab --bench lock -- commands commits servers
-//! throughput`. Runs in private network namespaces. Bounds are those of the project's goals; a figure
-//! outside of its bound is marked, and the exit status is 1.
+//! throughput`. The environment's KILLSWITCH is the program whose commands are measured. Runs in
+//! private network namespaces. Bounds are those of the project's goals; a figure outside of its bound is
+//! marked, and the exit status is 1.
 
 mod parts;
 
@@ -362,8 +363,13 @@ fn timed(program: &[&str]) -> (Duration, Duration) {
         .spawn()
         .expect("the program starts");
     // A transaction's rules are in force from the moment at which the generation counts on. It is
-    // asked for, since whoever subscribes to events has the kernel write one for each rule.
-    while generation() == before {}
+    // asked for without end, on the other processor, since whoever subscribes to events has the kernel
+    // write one for each rule.
+    while generation() == before {
+        if let Some(status) = child.try_wait().expect("the program") {
+            assert_ne!(generation(), before, "{program:?} committed nothing: {status}");
+        }
+    }
     let commit = start.elapsed();
     let status = child.wait().expect("the program ends");
     assert!(status.success(), "{program:?}: {status}");

@@ -35,7 +35,7 @@ impl Stat {
 }
 
 /// As much of a file of /proc as the buffer holds; nothing, if it cannot be read. Such a file has no
-/// size to go by, but gives all that it has at once.
+/// size to go by; those of a process, and single values, give all that they have at once.
 pub fn read(path: impl AsRef<Path>, buffer: &mut [u8]) -> &[u8] {
     let length = File::open(path).and_then(|mut file| file.read(buffer)).unwrap_or_default();
     &buffer[..length]

@@ -85,7 +85,11 @@ pub fn lock(policy: &Policy) -> Result<Outcome, Error> {
     match tables {
         Err(error) if !leaves_nothing(&error) => Err(error.into()),
         tables => with_routing(tables, policy, |guard| match &route {
-            Ok(route) => routing::apply_with(route, guard),
+            Ok(route) => {
+                // The answers to what the tables' part gave up half-way.
+                route.discard_pending();
+                routing::apply_with(route, guard)
+            }
             Err(_) => routing::apply(guard),
         }),
     }

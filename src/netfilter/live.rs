@@ -382,7 +382,7 @@ fn read_chain(table: &mut LiveTable, message: &Message) {
 
 fn read_rule(table: &mut LiveTable, message: &Message) {
     let found = attributes(message);
-    let Some(chain) = found.get(2).map(words) else { return };
+    let Some(chain) = found.get(2).map(borrowed_text) else { return };
     let list = Attributes(found.get(4).unwrap_or_default());
     let mut rule = LiveRule {
         expressions: Vec::with_capacity(list.count()),
@@ -559,10 +559,10 @@ fn number(value: &[u8]) -> Option<u32> {
 }
 
 fn text(value: &[u8]) -> String {
-    words(value).into_owned()
+    borrowed_text(value).into_owned()
 }
 
-fn words(value: &[u8]) -> Cow<'_, str> {
+fn borrowed_text(value: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(until_nul(value))
 }
 
@@ -570,7 +570,7 @@ fn until_nul(value: &[u8]) -> &[u8] {
     value.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// An object's attributes by their types, up to the greatest that is asked for: found in one pass.
+/// An object's attributes by their types, found in one pass; none of ours asks for a greater one.
 struct Fields<'a>([Option<&'a [u8]>; 8]);
 
 impl<'a> Fields<'a> {
@@ -585,7 +585,7 @@ impl<'a> Fields<'a> {
     }
 
     fn get(&self, kind: u16) -> Option<&'a [u8]> {
-        *self.0.get(usize::from(kind))?
+        self.0[usize::from(kind)]
     }
 }
 

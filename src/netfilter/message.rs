@@ -63,7 +63,7 @@ const ELEMENTS_PER_MESSAGE_BYTES: usize = 60_000;
 pub struct Writer(Vec<u8>);
 
 impl Default for Writer {
-    /// With room for a rule: growing byte by byte is a tenth of the work.
+    /// With room for most messages: growing byte by byte is a tenth of the work.
     fn default() -> Self {
         Writer(Vec::with_capacity(512))
     }

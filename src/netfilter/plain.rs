@@ -1,9 +1,8 @@
 //! What rustables builds: tables, chains of the `inet` family, flushes.
 //!
 //! [`super::message`] builds the rest. A third of our rules need what rustables lacks, and one encoder
-//! for all of them is simpler and faster: compiling and committing took 1.24 times the bare
-//! transaction, and takes 1.17 (`make bench`). The tests hold its every rule to rustables' own, where
-//! rustables knows it.
+//! for all of them is simpler and faster than two. The tests hold its every rule to rustables' own,
+//! where rustables knows it.
 
 use rustables::{Batch, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily};
 
@@ -434,8 +433,9 @@ mod tests {
                 prop_assert!(chains_are_alike(table).is_ok(), "{:?}", chains_are_alike(table));
             }
             let built = rules_are_alike(&tables[0]).and_then(|it| Ok(it + rules_are_alike(&tables[1])?));
-            // Without any the comparison would be empty.
-            prop_assert!(built.as_ref().is_ok_and(|it| *it > 3), "{built:?}");
+            let all: usize = tables.iter().flat_map(|it| &it.chains).map(|it| it.rules.len()).sum();
+            // A judge that knows few of them would find nothing.
+            prop_assert!(built.as_ref().is_ok_and(|it| it * 3 > all), "{built:?} of {all}");
         }
     }
 

@@ -173,8 +173,10 @@ fn push_element(text: &mut String, key: &[ValueKind], element: &Element) {
 
 fn push_range(text: &mut String, kind: ValueKind, first: &[u8], last: &[u8]) {
     let _ = write!(text, "{}", value(kind, first));
+    if first == last {
+        return;
+    }
     let _ = match prefix_length(first, last) {
-        _ if first == last => Ok(()),
         Some(length) => write!(text, "/{length}"),
         None => write!(text, "-{}", value(kind, last)),
     };
