@@ -1,5 +1,6 @@
 //! The command line, from which help and completions are made; a test holds the manual to it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -62,7 +63,7 @@ const EVERYWHERE: &str = "Options of all commands";
         Exit status: 0 done, 1 failed, 2 usage, 4 not permitted, 78 bad configuration.\n\
         See also: killswitch COMMAND --help, killswitch(8), killswitch.toml(5)."
 )]
-pub struct Arguments {
+pub struct CommandLine<C: Subcommand> {
     /// The configuration; drop-ins are read from the directory of the same name with .d for .toml.
     #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE,
           default_value = crate::config::DEFAULT_PATH)]
@@ -72,7 +73,31 @@ pub struct Arguments {
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: C,
+}
+
+/// The whole command line.
+pub type Arguments = CommandLine<Command>;
+
+/// What an open machine waits for. Building the grammar of all commands takes a twentieth of the time
+/// until the lock holds, so it is read by its own first.
+#[derive(Debug, Subcommand)]
+enum Urgent {
+    Lock(Lock),
+}
+
+impl Arguments {
+    /// # Errors
+    ///
+    /// What is typed is wrong, or asks for help or the version.
+    pub fn read(typed: &[OsString]) -> Result<Self, clap::Error> {
+        match CommandLine::try_parse_from(typed) {
+            Ok(CommandLine { config, json, command: Urgent::Lock(options) }) => {
+                Ok(CommandLine { config, json, command: Command::Lock(options) })
+            }
+            Err(_) => CommandLine::try_parse_from(typed),
+        }
+    }
 }
 
 /// What to do.
@@ -495,4 +520,40 @@ pub enum Format {
     Nft,
     /// Tables, sets, chains and rules as JSON.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_urgent_is_read_as_all_the_rest() {
+        for line in [
+            "lock",
+            "lock --boot",
+            "--json --config /tmp/a.toml lock --yes",
+            "lock --yes --config=/tmp/a.toml --json",
+            "lock --nonsense",
+            "lock lock",
+            "lock --help",
+            "help lock",
+            "lokc",
+            "--version",
+            "status --watch",
+            "unlock --yes",
+            "",
+        ] {
+            let typed: Vec<OsString> =
+                ["killswitch"].into_iter().chain(line.split_whitespace()).map(Into::into).collect();
+            let read = |it: Result<Arguments, clap::Error>| match it {
+                Ok(arguments) => format!("{arguments:?}"),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(
+                read(Arguments::read(&typed)),
+                read(Arguments::try_parse_from(&typed)),
+                "{line}"
+            );
+        }
+    }
 }

@@ -6,8 +6,6 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 mod agent;
 pub mod args;
 mod audit;
@@ -35,7 +33,7 @@ use failure::{BAD_CONFIGURATION, Document, FAILED, NOT_PERMITTED};
 /// The program's `main`.
 pub fn main() -> ExitCode {
     let typed: Vec<OsString> = std::env::args_os().collect();
-    let arguments = match Arguments::try_parse_from(&typed) {
+    let arguments = match Arguments::read(&typed) {
         Ok(arguments) => arguments,
         // Help and the version come this way too.
         Err(error) if !error.use_stderr() || !asks_for_json(&typed) => error.exit(),
