@@ -239,7 +239,8 @@ mod tests {
         let explain = |packet: &Pairs| {
             let words = packet.iter().map(|(name, value)| (name.to_string(), value.clone()));
             let words = Words::from_pairs(&words.collect())?;
-            let here = Here { links: links.to_vec(), addresses: Vec::new() };
+            let addresses = addresses.iter().map(|own| own.address).collect();
+            let here = Here { links: links.to_vec(), addresses };
             let answer = explain::decide_at(&here, &words, policy, None)?;
             Ok::<_, String>(answer.document(false))
         };

@@ -96,10 +96,6 @@ pub const JUMP: i32 = -3;
 /// NFT_RETURN
 pub const RETURN: i32 = -5;
 const META_MARK: u32 = 3;
-/// NFT_FIB_RESULT_ADDRTYPE
-const FIB_ADDRTYPE: u32 = 3;
-/// NFTA_FIB_F_DADDR
-const FIB_DADDR: u32 = 2;
 /// NFT_REJECT_TCP_RST and NFT_REJECT_ICMPX_UNREACH with NFT_REJECT_ICMPX_ADMIN_PROHIBITED.
 const REJECT_TCP_RST: u32 = 1;
 const REJECT_ICMPX: u32 = 2;
@@ -173,7 +169,7 @@ fn load(field: Field, register: u32) -> Expression {
     match field.load() {
         Load::Meta(key) => Expression::Meta { key, register },
         Load::Ct(key, direction) => Expression::Ct { key, direction, register },
-        Load::FibDaddrType => Expression::Fib { result: FIB_ADDRTYPE, flags: FIB_DADDR, register },
+        Load::Fib(result, flags) => Expression::Fib { result, flags, register },
         Load::Payload(base, offset, length) => {
             Expression::Payload { base, offset, length, register }
         }

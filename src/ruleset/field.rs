@@ -22,7 +22,12 @@ pub enum Field {
     CtOriginalIpDaddr,
     CtOriginalIp6Daddr,
     CtOriginalProtoDst,
+    FibSaddrType,
     FibDaddrType,
+    /// Whether the way to the source is the link by which the packet came.
+    FibSaddrIif,
+    /// Whether the way to the destination is the link by which the packet came.
+    FibDaddrIif,
     IpSaddr,
     IpDaddr,
     IpTtl,
@@ -40,6 +45,8 @@ pub enum Field {
     ThDport,
     IcmpType,
     Icmpv6Type,
+    /// Of which protocol ARP's addresses are, as an EtherType.
+    ArpProtocol,
     ArpSaddrIp,
     /// The EtherType that is on the wire: `meta protocol` is what a packet socket says it is.
     EtherType,
@@ -66,8 +73,8 @@ pub enum Load {
     Meta(u32),
     /// `ct`, by NFT_CT_* key; direction 0 is the original one.
     Ct(u32, Option<u8>),
-    /// `fib`, the address type of the destination.
-    FibDaddrType,
+    /// `fib`, by NFT_FIB_RESULT_* and NFTA_FIB_F_*.
+    Fib(u32, u32),
     /// Bytes of the packet: NFT_PAYLOAD_* base, offset, length.
     Payload(u32, u32, u32),
 }
@@ -103,6 +110,8 @@ pub enum ValueKind {
     CtDirection,
     /// RTN_*, in host byte order.
     Addrtype,
+    /// 0: there is none.
+    Presence,
     /// A number of this many bytes in network byte order.
     Number(u32),
 }
@@ -113,7 +122,7 @@ const TRANSPORT: u32 = 2;
 
 impl Field {
     /// Every field: for tests and for reading rules back.
-    pub const ALL: [Field; 43] = [
+    pub const ALL: [Field; 47] = [
         Field::MetaProtocol,
         Field::MetaNfproto,
         Field::MetaL4proto,
@@ -132,7 +141,10 @@ impl Field {
         Field::CtOriginalIpDaddr,
         Field::CtOriginalIp6Daddr,
         Field::CtOriginalProtoDst,
+        Field::FibSaddrType,
         Field::FibDaddrType,
+        Field::FibSaddrIif,
+        Field::FibDaddrIif,
         Field::IpSaddr,
         Field::IpDaddr,
         Field::IpTtl,
@@ -148,6 +160,7 @@ impl Field {
         Field::ThDport,
         Field::IcmpType,
         Field::Icmpv6Type,
+        Field::ArpProtocol,
         Field::ArpSaddrIp,
         Field::EtherType,
         Field::VlanPriority,
@@ -161,7 +174,7 @@ impl Field {
 
     /// (nft's words, how it is loaded, what it holds), by include/uapi/linux/netfilter/nf_tables.h.
     const fn spec(self) -> (&'static str, Load, ValueKind) {
-        use Load::{Ct, Meta, Payload};
+        use Load::{Ct, Fib, Meta, Payload};
         use ValueKind as K;
         match self {
             Field::MetaProtocol => ("meta protocol", Meta(1), K::Ethertype),
@@ -182,7 +195,10 @@ impl Field {
             Field::CtOriginalProtoDst => ("ct original proto-dst", Ct(12, Some(0)), K::Port),
             Field::CtOriginalIpDaddr => ("ct original ip daddr", Ct(20, Some(0)), K::Ipv4),
             Field::CtOriginalIp6Daddr => ("ct original ip6 daddr", Ct(22, Some(0)), K::Ipv6),
-            Field::FibDaddrType => ("fib daddr type", Load::FibDaddrType, K::Addrtype),
+            Field::FibSaddrType => ("fib saddr type", Fib(3, 1), K::Addrtype),
+            Field::FibDaddrType => ("fib daddr type", Fib(3, 2), K::Addrtype),
+            Field::FibSaddrIif => ("fib saddr . iif oif", Fib(1, 41), K::Presence),
+            Field::FibDaddrIif => ("fib daddr . iif oif", Fib(1, 42), K::Presence),
             Field::IpTtl => ("ip ttl", Payload(NETWORK, 8, 1), K::Number(1)),
             Field::IpFragOff => ("ip frag-off", Payload(NETWORK, 6, 2), K::Number(2)),
             Field::Ip6Nexthdr => ("ip6 nexthdr", Payload(NETWORK, 6, 1), K::Protocol),
@@ -192,6 +208,7 @@ impl Field {
             Field::Ip6Hoplimit => ("ip6 hoplimit", Payload(NETWORK, 7, 1), K::Number(1)),
             Field::Ip6Saddr => ("ip6 saddr", Payload(NETWORK, 8, 16), K::Ipv6),
             Field::Ip6Daddr => ("ip6 daddr", Payload(NETWORK, 24, 16), K::Ipv6),
+            Field::ArpProtocol => ("@nh,16,16", Payload(NETWORK, 2, 2), K::Number(2)),
             Field::ArpSaddrIp => ("arp saddr ip", Payload(NETWORK, 14, 4), K::Ipv4),
             Field::EtherType => ("@ll,96,16", Payload(LINK, 12, 2), K::Number(2)),
             Field::VlanPriority => ("@ll,112,8", Payload(LINK, 14, 1), K::Number(1)),
@@ -237,7 +254,8 @@ impl ValueKind {
             | ValueKind::Mark
             | ValueKind::CtState
             | ValueKind::CtStatus
-            | ValueKind::Addrtype => 4,
+            | ValueKind::Addrtype
+            | ValueKind::Presence => 4,
             ValueKind::Ipv6 | ValueKind::Name => 16,
             ValueKind::Number(length) => length,
         }

@@ -35,8 +35,14 @@ pub struct Packet {
     pub iif: Option<LinkView>,
     /// Where it goes out.
     pub oif: Option<LinkView>,
+    /// Whether the source is an address of this machine.
+    pub from_this_machine: bool,
     /// Whether the destination is an address of this machine.
     pub to_this_machine: bool,
+    /// Whether its source is where it came from.
+    pub from_where_it_came: bool,
+    /// Whether its destination is where it came from.
+    pub to_where_it_came: bool,
     /// What conntrack knows; `None`: nothing, or invalid.
     pub connection: Option<Connection>,
 }
@@ -208,6 +214,7 @@ fn run<'a>(table: &'a Table, chain: &'a Chain, packet: &mut Packet) -> Option<De
             Action::Masquerade => {
                 // Later hooks see the new source.
                 packet.source = own_address(table, packet).unwrap_or(packet.source);
+                packet.from_this_machine = true;
                 Verdict::Accept
             }
             Action::Drop => Verdict::Drop,
@@ -334,10 +341,10 @@ impl Packet {
             Field::CtOriginalIpDaddr => v4(self.connection?.original.0)?,
             Field::CtOriginalIp6Daddr => v6(self.connection?.original.0)?,
             Field::CtOriginalProtoDst => self.connection?.original.2.to_be_bytes().to_vec(),
-            Field::FibDaddrType => {
-                let kind: u32 = if self.to_this_machine { 2 } else { 1 };
-                kind.to_ne_bytes().to_vec()
-            }
+            Field::FibSaddrType => address_type(self.from_this_machine),
+            Field::FibDaddrType => address_type(self.to_this_machine),
+            Field::FibSaddrIif => presence(self.from_where_it_came),
+            Field::FibDaddrIif => presence(self.to_where_it_came),
             Field::IpSaddr => v4(self.source)?,
             Field::IpDaddr => v4(self.destination)?,
             Field::Ip6Saddr => v6(self.source)?,
@@ -353,6 +360,7 @@ impl Packet {
             Field::ThDport if self.is_of_another_protocol() => vec![0, 0],
             Field::UdpDport | Field::ThDport => self.ports?.1.to_be_bytes().to_vec(),
             Field::IcmpType | Field::Icmpv6Type => vec![self.icmp_type?],
+            Field::ArpProtocol => (self.ethertype == 0x0806).then(|| vec![8, 0])?,
             Field::ArpSaddrIp => v4(self.source)?,
             // Frames here say what they are, and bear no tag.
             Field::EtherType => self.ethertype.to_be_bytes().to_vec(),
@@ -375,6 +383,16 @@ impl Packet {
     fn is_ip(&self) -> bool {
         matches!(self.ethertype, 0x0800 | 0x86dd)
     }
+}
+
+fn presence(is_there: bool) -> Vec<u8> {
+    u32::from(is_there).to_ne_bytes().to_vec()
+}
+
+/// RTN_LOCAL and RTN_UNICAST (include/uapi/linux/rtnetlink.h).
+fn address_type(local: bool) -> Vec<u8> {
+    let kind: u32 = if local { 2 } else { 1 };
+    kind.to_ne_bytes().to_vec()
 }
 
 fn name(text: &str) -> Vec<u8> {

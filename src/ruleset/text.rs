@@ -239,6 +239,9 @@ fn write_value(out: &mut fmt::Formatter<'_>, kind: ValueKind, bytes: &[u8]) -> f
             named(out, host_endian(bytes).into(), &[(1, "ether"), (772, "loopback")])
         }
         ValueKind::Addrtype => named(out, host_endian(bytes).into(), &[(2, "local")]),
+        ValueKind::Presence => {
+            named(out, host_endian(bytes).into(), &[(0, "missing"), (1, "exists")])
+        }
         ValueKind::CtState => {
             let names =
                 [(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")];

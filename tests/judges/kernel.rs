@@ -25,7 +25,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::packet::{
     BRIDGE, Body, History, IPV4, IPV6, LOOK_ALIKE, LOOPBACK, Link, MACHINE, NIC, PORT, Packet,
-    REAL, TUNNEL, Way, address,
+    REAL, TUNNEL, Way, tunnel_address,
 };
 use crate::packets::Step;
 use crate::wire;
@@ -610,10 +610,4 @@ fn translate(packet: &mut Packet, way: Way) {
     if matches!(way, Way::Forwarded(TUNNEL, _)) && packet.history == History::Reply {
         packet.destination = tunnel_address(packet.source);
     }
-}
-
-/// The tunnel link's address in the family of another.
-pub fn tunnel_address(like: IpAddr) -> IpAddr {
-    let mut own = MACHINE.iter().filter(|it| it.2 == TUNNEL).map(|it| address(it.0));
-    own.find(|own| own.is_ipv4() == like.is_ipv4()).unwrap_or(like)
 }

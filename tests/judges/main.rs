@@ -198,7 +198,7 @@ fn connections(step: &Step) -> Vec<Connection> {
     };
     let mut sources = vec![packet.source];
     if matches!(step.way, Way::Sent(TUNNEL) | Way::Forwarded(_, TUNNEL)) {
-        sources.push(kernel::tunnel_address(packet.source));
+        sources.push(packet::tunnel_address(packet.source));
     }
     let protocol = packet.protocol().unwrap_or_default();
     let to = (packet.destination, ports.to);

@@ -4,7 +4,7 @@ use killswitch::policy::Policy;
 use killswitch::ruleset::model::{self, Connection, LinkView, State, Verdict};
 use killswitch::ruleset::{Ruleset, compile, guard};
 
-use crate::packet::{Body, History, LOOPBACK, Link, Packet, Ports, Way};
+use crate::packet::{Body, History, LOOPBACK, Link, Packet, Ports, Way, is_behind};
 
 pub fn ruleset(policy: &Policy) -> Ruleset {
     Ruleset { inet: compile(policy), egress: policy.egress_guard.then(|| guard(policy, None)) }
@@ -47,7 +47,10 @@ fn view(packet: &Packet, way: Way) -> model::Packet {
         mark: packet.mark,
         iif: iif.map(link),
         oif: oif.map(link),
+        from_this_machine: oif.is_some_and(|out| packet.is_from_this_machine(out)),
         to_this_machine: packet.is_to_this_machine(),
+        from_where_it_came: iif.is_some_and(|from| packet.comes_from(from, way)),
+        to_where_it_came: iif.is_some_and(|from| is_behind(packet.destination, from, way)),
         connection: connection(packet),
     }
 }

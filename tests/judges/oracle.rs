@@ -8,7 +8,7 @@ use killswitch::policy::{LinkPattern, MessageShape, Policy, Protocol};
 
 use crate::packet::{
     ARP, Body, EAPOL, History, ICMP, ICMPV6, IGMP, IPV6, LOOPBACK, Link, Packet, Ports, TCP, UDP,
-    Way,
+    Way, is_behind, tunnel_address,
 };
 use crate::packets::Step;
 
@@ -16,8 +16,8 @@ use crate::packets::Step;
 pub fn may_pass(policy: &Policy, packet: &Packet, way: Way) -> bool {
     match way {
         Way::Sent(out) => may_leave(policy, packet, out),
-        Way::Received(from) => may_enter(policy, packet, from),
-        Way::Forwarded(from, out) => may_be_forwarded(policy, packet, from, out),
+        Way::Received(from) => may_enter(policy, packet, from, way),
+        Way::Forwarded(from, out) => may_be_forwarded(policy, packet, from, out, way),
         Way::Frame(out) => may_be_handed_to(policy, packet, out),
     }
 }
@@ -40,26 +40,36 @@ fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
     if is_tunnel(policy, out) && packet.mark == policy.mark {
         return false;
     }
-    // "loopback, to a local address"
-    (out == LOOPBACK && packet.is_to_this_machine())
+    let is_ours = packet.is_from_this_machine(out) || packet.is_from_link_local();
+    // "loopback, to a local address", under a local one (threat 72)
+    (out == LOOPBACK
+        && packet.is_to_this_machine()
+        && (is_ours || packet.history != History::None || policy.tunnel.is_none()))
         // "the tunnel interface, [...] only with the tunnel's own source addresses"
         || (is_tunnel(policy, out) && is_tunnel_address(policy, packet.source))
-        || is_internal(policy, out)
-        || (!is_tunnel_address(policy, packet.source) && may_be_outside(policy, packet))
+        // From a service's port replies only, wherever the bridge leads (threat 74).
+        || (is_internal(policy, out)
+            && (packet.history == History::Reply || !is_from_service(policy, packet)))
+        || (!is_tunnel_address(policy, packet.source) && may_be_outside(policy, packet, out))
 }
 
 /// Under another address than the tunnel's: threat 71.
-fn may_be_outside(policy: &Policy, packet: &Packet) -> bool {
+fn may_be_outside(policy: &Policy, packet: &Packet, out: Link) -> bool {
     is_to_server(policy, packet)
         || keeps_the_link(policy, packet)
         || is_to_ntp(policy, packet)
         // "inbound services from named networks with their replies"
-        || (is_from_service(policy, packet) && packet.history == History::Reply)
-        || is_to_lan(policy, packet)
+        || (is_from_service(policy, packet)
+            && packet.history == History::Reply
+            && packet.is_from_this_machine(out))
+        // Under the machine's own address, or what a LAN's client asked through the tunnel.
+        || (is_to_lan(policy, packet)
+            && (packet.is_from_this_machine(out)
+                || policy.forward_into_tunnel && packet.history != History::None))
 }
 
-fn may_enter(policy: &Policy, packet: &Packet, from: Link) -> bool {
-    if is_probe_of_tunnel_address(policy, packet, from) {
+fn may_enter(policy: &Policy, packet: &Packet, from: Link, way: Way) -> bool {
+    if is_probe_of_tunnel_address(policy, packet, from) || is_forged(policy, packet, from, way) {
         return false;
     }
     from == LOOPBACK
@@ -75,8 +85,8 @@ fn may_enter(policy: &Policy, packet: &Packet, from: Link) -> bool {
 }
 
 /// "forwarded traffic: dropped, or into the tunnel only with `forward.mode = "tunnel"`"
-fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link) -> bool {
-    if is_probe_of_tunnel_address(policy, packet, from) {
+fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link, way: Way) -> bool {
+    if is_probe_of_tunnel_address(policy, packet, from) || is_forged(policy, packet, from, way) {
         return false;
     }
     let is_client = is_internal(policy, from) || is_in_lan(policy, packet.source);
@@ -85,12 +95,16 @@ fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link) -> 
         && is_tunnel(policy, from)
         && packet.history != History::None
         && (is_internal(policy, out) || is_in_lan(policy, packet.destination));
-    let stays = is_internal(policy, from) && is_internal(policy, out);
+    // Not to a LAN, wherever the bridge leads.
+    let stays = is_internal(policy, from)
+        && is_internal(policy, out)
+        && (!is_in_lan(policy, packet.destination) || is_behind(packet.destination, from, way));
     // Whatever passes through leaves by the same rules as what begins here, into the tunnel under
     // its own address.
     let mut leaving = packet.clone();
-    if enters && let Some(own) = tunnel_address_like(policy, packet.source) {
-        leaving.source = own;
+    if enters {
+        let own = tunnel_address_like(policy, packet.source);
+        leaving.source = own.unwrap_or_else(|| tunnel_address(packet.source));
     }
     // What comes from a server bears the mark from then on (threat 52), and never enters the tunnel.
     let is_outer = is_from_server(policy, packet) || is_error_of_the_outer_flow(policy, packet);
@@ -142,6 +156,15 @@ fn is_tunnel_address(policy: &Policy, address: IpAddr) -> bool {
 /// Threat 9, CVE-2019-14899: the tunnel's address asked for on another link.
 fn is_probe_of_tunnel_address(policy: &Policy, packet: &Packet, from: Link) -> bool {
     from != LOOPBACK && !is_tunnel(policy, from) && is_tunnel_address(policy, packet.destination)
+}
+
+/// Threat 75: a guest under an address that is not behind its bridge, where it could have an answer
+/// sent outside.
+fn is_forged(policy: &Policy, packet: &Packet, from: Link, way: Way) -> bool {
+    policy.tunnel.is_some()
+        && is_internal(policy, from)
+        && !(policy.lan.is_empty() && policy.inbound.is_empty())
+        && !packet.comes_from(from, way)
 }
 
 /// "to a server: exact address + protocol + port + our fwmark + the shape of a WireGuard message

@@ -106,6 +106,28 @@ impl Packet {
         }
     }
 
+    /// A link-local address is a link's.
+    pub fn is_from_this_machine(&self, out: Link) -> bool {
+        let is_its = |own: &(&str, u8, Link)| own.2 == out && address(own.0) == self.source;
+        match self.is_from_link_local() {
+            true => MACHINE.iter().any(is_its),
+            false => is_local(self.source),
+        }
+    }
+
+    /// Its source is where the link leads, or it has none yet (RFC 2131, 4.1; RFC 4862, 5.4.2).
+    pub fn comes_from(&self, link: Link, way: Way) -> bool {
+        let asks_everybody = match self.destination {
+            IpAddr::V4(to) => to.is_broadcast() || to.is_multicast(),
+            IpAddr::V6(_) => true,
+        };
+        is_behind(self.source, link, way) || (self.source.is_unspecified() && asks_everybody)
+    }
+
+    pub fn is_from_link_local(&self) -> bool {
+        matches!(self.source, IpAddr::V6(it) if it.is_unicast_link_local())
+    }
+
     pub fn is_to_this_machine(&self) -> bool {
         is_local(self.destination)
     }
@@ -125,6 +147,28 @@ pub const MACHINE: [(&str, u8, Link); 11] = [
     ("172.18.0.1", 16, BRIDGE),
     ("fd00:18::1", 64, BRIDGE),
 ];
+
+/// The tunnel link's address in the family of another.
+pub fn tunnel_address(like: IpAddr) -> IpAddr {
+    let mut own = MACHINE.iter().filter(|it| it.2 == TUNNEL).map(|it| address(it.0));
+    own.find(|own| own.is_ipv4() == like.is_ipv4()).unwrap_or(like)
+}
+
+/// By this machine's routes: links lead to their own networks, and each to link-local addresses; what
+/// is forwarded has a route of its own, which leads everywhere.
+pub fn is_behind(it: IpAddr, link: Link, way: Way) -> bool {
+    if let Way::Forwarded(_, out) = way {
+        return out == link && !is_local(it);
+    }
+    if matches!(it, IpAddr::V6(it) if it.is_unicast_link_local()) {
+        return true;
+    }
+    let leads = |text: &str, length: u8| {
+        let net = ipnet::IpNet::new(address(text), length).expect("a prefix");
+        net.trunc().contains(&it)
+    };
+    !is_local(it) && MACHINE.iter().any(|own| own.2 == link && leads(own.0, own.1))
+}
 
 pub fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")

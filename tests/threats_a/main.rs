@@ -106,6 +106,10 @@ fn main() -> std::process::ExitCode {
             ("t69_macvlan_in_disguise", guests::t69_macvlan_in_disguise),
             ("t69_packet_socket_in_disguise", senders::t69_packet_socket_in_disguise),
             (
+                "t69_packet_socket_on_a_link_without_ethernet",
+                senders::t69_packet_socket_on_a_link_without_ethernet,
+            ),
+            (
                 "t70_checksum_rewrites_the_address_in_spite_of_the_lock",
                 senders::t70_checksum_rewrites_the_address_in_spite_of_the_lock,
             ),

@@ -520,6 +520,36 @@ def packet_tagged_as_ip_to_the_lan(name):
 
 
 @kind
+def packet_tagged_arp_for_the_tunnel(name):
+    # As the tag shifts the header by four bytes, the sender's address is not where it is looked for.
+    arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 2, bytes(6),
+                      socket.inet_aton("10.64.0.2"), bytes(6), socket.inet_aton(GATEWAY))
+    disguised(0x0806, b"\x81\x00\x00\x05\x08\x06" + arp + canary(name))
+
+
+def without_ethernet(protocol, header):
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.sendto(header, (LINK, protocol))
+
+
+@kind
+def packet_ip6_as_ip_without_ethernet(name):
+    # As IPv4: a later fragment to an address of the LAN.
+    frame = bytearray(ipv6(17, udp(53, canary(name))))
+    frame[16:20] = socket.inet_aton("192.168.1.77")
+    without_ethernet(0x0800, bytes(frame))
+
+
+@kind
+def packet_ip_as_ip6_without_ethernet(name):
+    # As IPv6: a fragment header, and behind it an address of the LAN.
+    payload = socket.inet_pton(socket.AF_INET6, "2001:db8:1::77") + b"\x11\x00\xff\xf8" + canary(name)
+    frame = bytearray(ipv4(17, bytes(4) + payload))
+    frame[6:8] = b"\x2c\x00"
+    without_ethernet(0x86DD, bytes(frame))
+
+
+@kind
 def packet_checksum_over_address(name):
     # Judged as a lease request to 10.9.9.9; the checksum, which is filled in behind the guard, makes
     # that 1.1.9.9. Off, so that a veth link fills it in as hardware would.

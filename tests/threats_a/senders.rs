@@ -10,7 +10,7 @@ use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::host::Process;
 use killswitch::lab::{Capture, Context, Error, Host, Lab, Result};
 
-use crate::common::{LockedLab, Seen};
+use crate::common::{LockedLab, Seen, canary};
 
 const SEND: &str = include_str!("send.py");
 const PROBE: &str = include_str!("probe.py");
@@ -35,13 +35,14 @@ pub const PACKET_SOCKETS: [Sender; 12] = [
 ];
 
 /// Packet sockets that tell the kernel another type than the frame's own.
-pub const DISGUISED: [Sender; 6] = [
+pub const DISGUISED: [Sender; 7] = [
     ("packet_ip_as_arp", None),
     ("packet_ip6_as_arp", None),
     ("packet_ip_as_8021x", None),
     ("packet_tagged_as_arp", None),
     ("packet_ip6_as_ip_to_the_lan", None),
     ("packet_tagged_as_ip_to_the_lan", None),
+    ("packet_tagged_arp_for_the_tunnel", None),
 ];
 
 pub const SOCKETS: [Sender; 51] = [
@@ -144,6 +145,31 @@ pub fn t69_packet_socket_in_disguise() -> Outcome {
     all_leaked(&it.during(act)?, &DISGUISED)?;
     it.lock()?;
     it.during(act)?.must_be_clean()?;
+    Ok(())
+}
+
+/// A link without an Ethernet header, as of mobile networks, has nothing that says the frame's type.
+pub fn t69_packet_socket_on_a_link_without_ethernet() -> Outcome {
+    const LINK: &str = "wwan0";
+    let senders = ["packet_ip6_as_ip_without_ethernet", "packet_ip_as_ip6_without_ethernet"];
+    let it = LockedLab::with(&format!("[allow]\nlan = [\"{LAN_V4}\", \"{LAN_V6}\"]\n"))?;
+    let file = it.write("wwan", "")?;
+    let name = file.to_str().ok_or_else(|| Error::new("a path that is not text"))?;
+    let _link = start(&it.lab.client, &["-c", include_str!("tun.py"), LINK, name])?;
+    it.lab.client.ip(&format!("address add 100.70.0.2/32 dev {LINK}\nlink set {LINK} up"))?;
+    let seen = || {
+        send_from(&it.lab.client, LINK, &senders.map(|sender| (sender, None)))?;
+        let bytes = std::fs::read(&file).during(name)?;
+        Ok::<_, Error>(senders.map(|sender| {
+            let canary = canary(sender);
+            bytes.windows(canary.len()).any(|part| part == canary)
+        }))
+    };
+    eventually("both at the link's far end", || Ok(seen()? == [true; 2]))?;
+    it.lock()?;
+    it.write("wwan", "")?;
+    it.flush()?;
+    assert_eq!(seen()?, [false; 2]);
     Ok(())
 }
 

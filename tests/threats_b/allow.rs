@@ -10,7 +10,8 @@ use crate::common::LockedLab;
 use crate::shot::{Shot, hold, leak, pass};
 use crate::talk::{By, is_mute, talks};
 
-fn lan_of(it: &mut LockedLab) -> Result<()> {
+/// The LAN is expected on the wire.
+pub fn lan_of(it: &mut LockedLab) -> Result<()> {
     let net = |text: &str| text.parse().map_err(|_| Error::new(format!("no prefix: {text}")));
     it.expectation.lan = vec![net(LAN_V4)?, net(LAN_V6)?];
     it.expectation.groups = true;

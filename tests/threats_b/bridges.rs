@@ -9,6 +9,7 @@ use killswitch::lab::harness::{Outcome, eventually};
 use killswitch::lab::services::Echo;
 use killswitch::lab::{Host, Lab, Result};
 
+use crate::allow::lan_of;
 use crate::common::LockedLab;
 use crate::leases::ask;
 use crate::shot::{Shot, fire, hold, leak, nft};
@@ -78,8 +79,18 @@ const FROM_GUEST: [(By, &str); 5] = [
 ];
 
 pub fn bridge_host_and_guest_talk() -> Outcome {
-    for (bridge, port) in [("br-test", "veth123"), ("docker0", "vethabc"), ("virbr0", "vnet0")] {
-        let it = LockedLab::new()?;
+    let lan = format!("[allow]\nlan = [\"172.16.0.0/12\", \"{LAN_V4}\", \"{LAN_V6}\"]\n");
+    for (bridge, port, more) in [
+        ("br-test", "veth123", ""),
+        ("docker0", "vethabc", ""),
+        ("virbr0", "vnet0", ""),
+        // Then guests are asked for their addresses, too (threat 75).
+        ("virbr0", "vnet0", &lan),
+    ] {
+        let mut it = LockedLab::with(more)?;
+        if !more.is_empty() {
+            lan_of(&mut it)?;
+        }
         let guest = guest(&it.lab, bridge, port, 1)?;
         let _echo = host_echo(&it.lab)?;
         talks(&it.lab.client, &FROM_HOST)?;
@@ -270,7 +281,7 @@ pub fn bridge_two_internal_bridges_talk() -> Outcome {
 }
 
 /// Puts the NIC into the bridge; the bridge takes over its addresses.
-fn enslave_nic(lab: &Lab, bridge: &str) -> Result<()> {
+pub fn enslave_nic(lab: &Lab, bridge: &str) -> Result<()> {
     lab.client.ip(&format!(
         "address flush dev {CLIENT_LINK} scope global
          link set {CLIENT_LINK} master {bridge}
@@ -282,7 +293,7 @@ fn enslave_nic(lab: &Lab, bridge: &str) -> Result<()> {
 }
 
 /// Gives the guest addresses of the LAN, so that its frames need no routing here.
-fn join_lan(guest: &Host) -> Result<()> {
+pub fn join_lan(guest: &Host) -> Result<()> {
     guest.ip(&format!(
         "address add 192.168.1.60/24 dev {CLIENT_LINK}
          address add 2001:db8:1::60/64 dev {CLIENT_LINK} nodad

@@ -7,6 +7,7 @@ mod bridges;
 mod common;
 mod endpoint;
 mod errors;
+mod foreign;
 mod forwarding;
 mod leases;
 mod links;
@@ -53,6 +54,10 @@ const TESTS: &[Test] = &[
         "t71_outer_packet_under_the_tunnel_address",
         endpoint::t71_outer_packet_under_the_tunnel_address,
     ),
+    ("t72_knock_under_a_foreign_address", foreign::t72_knock_under_a_foreign_address),
+    ("t73_refusal_under_a_foreign_address", foreign::t73_refusal_under_a_foreign_address),
+    ("t74_by_a_bridge_with_the_nic", foreign::t74_by_a_bridge_with_the_nic),
+    ("t75_guest_under_a_foreign_address", foreign::t75_guest_under_a_foreign_address),
     ("bridge_host_and_guest_talk", bridges::bridge_host_and_guest_talk),
     ("bridge_needs_its_allowance", bridges::bridge_needs_its_allowance),
     ("bridge_published_port_from_the_host", bridges::bridge_published_port_from_the_host),

@@ -58,7 +58,8 @@ impl Build<'_> {
     /// other rules go by: a packet socket may tell any, and pass IP off as ARP (threat 69).
     ///
     /// Of a tagged frame the network header's place is told too: where a socket's own tag stands in
-    /// it, its first byte is the tag's, which for IP must then be 0x40 or more.
+    /// it, its first byte is the tag's, which for IP must then be 0x40 or more; and where ARP says of
+    /// which protocol the addresses are, the tag says ARP.
     pub(super) fn honest_chain(&self) -> Option<Chain> {
         self.policy.tunnel.as_ref()?;
         let says = |kind: u16| is(Field::MetaProtocol, kind.to_be_bytes());
@@ -68,14 +69,16 @@ impl Build<'_> {
             .into_iter()
             .map(|kind| rule([says(kind), on_wire(kind)], Action::Return, "untagged"))
             .collect();
-        let tagged = |kind: u16| vec![says(kind), on_wire(ETH_P_8021Q), in_tag(kind)];
-        for (kind, version) in [(ETH_P_IP, 0x40), (ETH_P_IPV6, 0x60)] {
-            let mut matches = tagged(kind);
-            matches.push(between(Field::VlanPriority, [0], [0x3f]));
-            matches.push(between(Field::IpVersion, [version], [version | 0x0f]));
-            rules.push(rule(matches, Action::Return, "tagged"));
+        let low_priority = between(Field::VlanPriority, [0], [0x3f]);
+        let tagged =
+            |kind: u16| vec![says(kind), on_wire(ETH_P_8021Q), in_tag(kind), low_priority.clone()];
+        for (kind, header) in [
+            (ETH_P_IP, version(Ip::V4)),
+            (ETH_P_IPV6, version(Ip::V6)),
+            (ETH_P_ARP, is(Field::ArpProtocol, ETH_P_IP.to_be_bytes())),
+        ] {
+            rules.push(rule([tagged(kind), vec![header]].concat(), Action::Return, "tagged"));
         }
-        rules.push(rule(tagged(ETH_P_ARP), Action::Return, "tagged"));
         rules.extend(self.log_blocked());
         rules.push(counted([], Action::Drop, "blocked: frame of another type than it says"));
         Some(chain("honest", rules))

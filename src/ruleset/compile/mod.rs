@@ -47,7 +47,7 @@ pub fn compile(policy: &Policy) -> Table {
     let build = Build { policy, family: Family::Inet };
     let mut chains = Vec::new();
     chains.extend(build.lan_chain());
-    chains.extend(build.internal_chain("to_internal", Field::MetaOifname));
+    chains.extend(build.to_internal_chains());
     chains.extend(build.internal_chain("from_internal", Field::MetaIifname));
     chains.extend(build.into_tunnel());
     chains.extend(build.tunnel_chain("from_tunnel", Ip::daddr, "from the tunnel"));
@@ -56,6 +56,7 @@ pub fn compile(policy: &Policy) -> Table {
     chains.push(build.postrouting());
     chains.extend(build.forward_chains());
     chains.push(build.input());
+    chains.extend(build.from_guest());
     chains.extend(build.prerouting());
     chains.extend(build.mark_replies());
     chains.extend(build.source_nat());
@@ -91,6 +92,12 @@ impl Build<'_> {
     /// Only the egress guard keeps a bridge with a NIC in it from leaking.
     pub(super) fn internal_is_allowed(&self) -> bool {
         self.policy.egress_guard && !self.policy.internal.is_empty()
+    }
+
+    /// Whether a guest could have this machine answer to where the guest itself may not go.
+    pub(super) fn answers_outside(&self) -> bool {
+        self.internal_is_allowed()
+            && !(self.policy.lan.is_empty() && self.policy.inbound.is_empty())
     }
 
     pub(super) fn tunnel_links(&self) -> Vec<TunnelLink> {
@@ -142,6 +149,13 @@ impl Build<'_> {
     /// IPv6 packet's bytes as IPv4's.
     pub(super) fn of(&self, ip: Ip, matches: impl IntoIterator<Item = Match>) -> Vec<Match> {
         of_family(self.family, ip, matches)
+    }
+
+    /// As [`Build::of`], where nothing of the transport is asked, which would end the rule if the header
+    /// were the other family's: a packet socket on a link without an Ethernet header says what it likes.
+    pub(super) fn of_true(&self, ip: Ip, matches: impl IntoIterator<Item = Match>) -> Vec<Match> {
+        let version = (self.family == Family::Netdev).then(|| version(ip));
+        self.of(ip, version.into_iter().chain(matches))
     }
 
     /// Before the drops at the end of a chain: whoever listens is told what they block. As slow as

@@ -280,7 +280,7 @@ impl Build<'_> {
             .map(|ip| {
                 let mut matches = self.from_service(ip);
                 if self.family == Family::Inet {
-                    matches.push(is(Field::CtDirection, [CT_REPLY]));
+                    matches.extend([is_reply(), from_own_address()]);
                 }
                 rule(matches, Action::Accept, "reply of an inbound service")
             })
@@ -298,15 +298,24 @@ impl Build<'_> {
             .collect()
     }
 
-    fn from_service(&self, ip: Ip) -> Vec<Match> {
+    pub(super) fn from_service(&self, ip: Ip) -> Vec<Match> {
         let service = [ip.daddr(), Field::MetaL4proto, Field::ThSport];
         self.of(ip, [concat(service, &ip.set("inbound"))])
     }
 
     pub(super) fn to_lan(&self) -> Vec<Rule> {
-        match self.policy.lan.is_empty() {
-            true => Vec::new(),
-            false => vec![rule([], Action::Jump("lan".into()), "local networks")],
+        if self.policy.lan.is_empty() {
+            return Vec::new();
+        }
+        let jump =
+            |matches: Vec<Match>| rule(matches, Action::Jump("lan".into()), "local networks");
+        match self.family {
+            Family::Netdev => vec![jump(Vec::new())],
+            // What a LAN's client asked through the tunnel is answered under a foreign address.
+            Family::Inet if self.policy.forward_into_tunnel => {
+                vec![jump(vec![from_own_address()]), jump(vec![is_reply()])]
+            }
+            Family::Inet => vec![jump(vec![from_own_address()])],
         }
     }
 

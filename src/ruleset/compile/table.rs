@@ -1,6 +1,10 @@
 //! The chains of the `inet` table.
 
-use super::super::{Action, Base, Chain, ChainKind, ChainPolicy, Field, Hook, Rejection, Rule};
+use std::net::Ipv6Addr;
+
+use super::super::{
+    Action, Base, Chain, ChainKind, ChainPolicy, Field, Hook, Match, Rejection, Rule,
+};
 use super::Build;
 use super::words::*;
 
@@ -10,8 +14,7 @@ impl Build<'_> {
     /// that stay on this machine or lead into the tunnel; then what no other link may see; then what
     /// it may, the frequent first.
     pub(super) fn leave_chain(&self) -> Chain {
-        let mut rules =
-            vec![rule([is_loopback(Field::MetaOif), fib_local()], Action::Accept, "loopback")];
+        let mut rules = self.loopback();
         rules.extend(self.to_tunnel());
         rules.extend(self.to_internal());
         rules.extend(self.tunnel_address_outside());
@@ -23,6 +26,25 @@ impl Build<'_> {
         chain("leave", rules)
     }
 
+    /// Who knocked at a service under a foreign address would from then on have what the service says
+    /// leave to that address, as a reply (threat 72). Under one comes only the reset of what was
+    /// refused, which conntrack calls a reply. The kernel does not look up whose a link-local address
+    /// is on another link than its own.
+    fn loopback(&self) -> Vec<Rule> {
+        let stays = |last: Vec<Match>| {
+            let matches = [vec![is_loopback(Field::MetaOif), to_own_address()], last].concat();
+            rule(matches, Action::Accept, "loopback")
+        };
+        match self.policy.tunnel {
+            Some(_) => vec![
+                stays(vec![from_own_address()]),
+                stays(vec![is_reply()]),
+                stays(self.of(Ip::V6, [link_local(Field::Ip6Saddr)])),
+            ],
+            None => vec![stays(Vec::new())],
+        }
+    }
+
     /// LAN traffic without name look-ups; returns where it does not decide. Where a port should stand
     /// something must: what is cut short before it, or hides it behind extension headers that cannot
     /// be read, may be a look-up. Of what is sent in fragments the first one is asked.
@@ -32,18 +54,15 @@ impl Build<'_> {
         }
         let mut rules = Vec::new();
         for ip in BOTH.into_iter().filter(|&ip| self.has_lan_dns(ip)) {
-            rules.push(rule(
-                self.of(ip, [is_in(ip.daddr(), ip.set("lan_dns"))]),
-                Action::Accept,
-                "lan dns",
-            ));
+            let to_it = is_in(ip.daddr(), ip.set("lan_dns"));
+            rules.push(rule(self.of_true(ip, [to_it]), Action::Accept, "lan dns"));
         }
         let to_lan = |ip: Ip| is_in(ip.daddr(), ip.set("lan"));
         // First, since kernels read a port even where a later fragment has none.
         for ip in BOTH.into_iter().filter(|&ip| self.has_lan(ip)) {
             let mut later = later_fragment(ip);
             later.push(to_lan(ip));
-            rules.push(rule(self.of(ip, later), Action::Accept, "lan"));
+            rules.push(rule(self.of_true(ip, later), Action::Accept, "lan"));
         }
         rules.push(counted(
             [concat([Field::MetaL4proto, Field::ThDport], "name_services")],
@@ -73,19 +92,51 @@ impl Build<'_> {
         // not told.
         rules.extend(self.log_blocked());
         rules.extend(self.not_yet_replies());
-        rules.push(counted(
-            [protocol(TCP)],
-            Action::Reject(Rejection::TcpReset),
-            "blocked: local tcp",
-        ));
-        rules.push(counted([], Action::Reject(Rejection::AdminProhibited), "blocked: local"));
+        rules.extend(self.refusals());
         self.base("output", Hook::Output, FILTER, rules)
+    }
+
+    /// They go to where the packet says it comes from: with a foreign address to somebody else
+    /// (threat 73).
+    fn refusals(&self) -> [Rule; 2] {
+        let own = self.policy.tunnel.is_some().then(from_own_address);
+        let refuse = |first: Option<Match>, rejection: Rejection, why: &str| {
+            let matches: Vec<Match> = first.into_iter().chain(own.clone()).collect();
+            counted(matches, Action::Reject(rejection), why)
+        };
+        [
+            refuse(Some(protocol(TCP)), Rejection::TcpReset, "blocked: local tcp"),
+            refuse(None, Rejection::AdminProhibited, "blocked: local"),
+        ]
     }
 
     pub(super) fn postrouting(&self) -> Chain {
         let mut rules = vec![rule([], Action::Jump("leave".into()), "what may leave")];
         rules.extend(self.log_blocked());
         self.base("postrouting", Hook::Postrouting, LAST, rules)
+    }
+
+    /// To internal bridges, where one that has got a NIC shows all that it is given. The guard at that
+    /// NIC knows no connections, so here, too, what a service's port says must be a reply (threat 74).
+    pub(super) fn to_internal_chains(&self) -> Vec<Chain> {
+        if self.policy.inbound.is_empty() {
+            return self.internal_chain("to_internal", Field::MetaOifname).into_iter().collect();
+        }
+        let Some(bridges) = self.internal_chain("internal_bridges", Field::MetaOifname) else {
+            return Vec::new();
+        };
+        let jump = |matches: Vec<Match>| {
+            rule(matches, Action::Jump(bridges.name.clone()), "internal bridges")
+        };
+        let mut rules = Vec::new();
+        for ip in BOTH.into_iter().filter(|&ip| self.has_inbound(ip)) {
+            let service = self.from_service(ip);
+            rules.push(jump(service.iter().cloned().chain([is_reply()]).collect()));
+            rules.push(rule(service, Action::Return, "from an inbound service's port, no reply"));
+        }
+        rules.push(jump(Vec::new()));
+        let to_internal = chain("to_internal", rules);
+        vec![bridges, to_internal]
     }
 
     /// Bridges that never leave the machine, by name; their kind is asked before.
@@ -114,7 +165,8 @@ impl Build<'_> {
         let mut chains = Vec::new();
         let mut forward = Vec::new();
         if self.internal_is_allowed() {
-            let mut rules = self.to_internal();
+            let mut rules = self.guests_to_lan();
+            rules.extend(self.to_internal());
             if self.policy.forward_into_tunnel {
                 rules.extend(
                     self.tunnel_links()
@@ -137,6 +189,17 @@ impl Build<'_> {
         forward.extend(self.log_blocked());
         chains.push(self.base("forward", Hook::Forward, FILTER, forward));
         chains
+    }
+
+    /// By an internal bridge that has got a NIC.
+    fn guests_to_lan(&self) -> Vec<Rule> {
+        let stop = |ip: Ip| {
+            let to_lan = is_in(ip.daddr(), ip.set("lan"));
+            let mut matches = vec![is_kind(Field::MetaOifkind, "bridge")];
+            matches.extend(self.of(ip, [to_lan, is_elsewhere(Field::FibDaddrIif)]));
+            counted(matches, Action::Drop, "blocked: a guest to the lan")
+        };
+        BOTH.into_iter().filter(|&ip| self.has_lan(ip)).map(stop).collect()
     }
 
     /// LAN clients into the tunnel, and what comes back out of it.
@@ -244,11 +307,34 @@ impl Build<'_> {
                 "blocked: tunnel address from outside",
             ));
         }
+        if self.answers_outside() {
+            rules.extend(self.policy.internal.iter().map(|pattern| {
+                rule(
+                    [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
+                    Action::Jump("from_guest".into()),
+                    "from an internal bridge",
+                )
+            }));
+        }
         Some(Chain {
             name: "prerouting".into(),
             base: Some(base(Hook::Prerouting, BEFORE_CONNTRACK, ChainPolicy::Accept)),
             rules,
         })
+    }
+
+    /// This machine's answer would go to the LAN, or as a service's reply anywhere (threat 75).
+    pub(super) fn from_guest(&self) -> Option<Chain> {
+        let without_address = is(Field::Ip6Saddr, Ipv6Addr::UNSPECIFIED.octets());
+        let rules = vec![
+            rule(self.of(Ip::V6, [without_address]), Action::Return, "no address yet"),
+            counted(
+                [is_elsewhere(Field::FibSaddrIif)],
+                Action::Drop,
+                "blocked: a guest under a foreign address",
+            ),
+        ];
+        (self.policy.tunnel.is_some() && self.answers_outside()).then(|| chain("from_guest", rules))
     }
 
     /// Reverse-path validation looks replies up by our mark (threat 52; src_valid_mark, ip-sysctl).

@@ -128,6 +128,15 @@ pub(super) fn of_family(
     std::iter::once(first).chain(matches).collect()
 }
 
+/// The header is that family's.
+pub(super) fn version(ip: Ip) -> Match {
+    let first: u8 = match ip {
+        Ip::V4 => 0x40,
+        Ip::V6 => 0x60,
+    };
+    between(Field::IpVersion, [first], [first | 0x0f])
+}
+
 /// Its offset is not zero. In IPv6 only where the fragment header stands first, as ours does.
 pub(super) fn later_fragment(ip: Ip) -> Vec<Match> {
     /// NEXTHDR_FRAGMENT (RFC 8200, 4.5).
@@ -210,8 +219,22 @@ pub(super) fn is_ethernet() -> Match {
 }
 
 /// A foreign DNAT of 127.x must not get out (threat 35).
-pub(super) fn fib_local() -> Match {
+pub(super) fn to_own_address() -> Match {
     is(Field::FibDaddrType, RTN_LOCAL.to_ne_bytes())
+}
+
+/// Any program may send under any IPv6 address (IPV6_FREEBIND, ipv6(7)): threats 72 and 73.
+pub(super) fn from_own_address() -> Match {
+    is(Field::FibSaddrType, RTN_LOCAL.to_ne_bytes())
+}
+
+/// By the link by which the packet came, no route leads to the address.
+pub(super) fn is_elsewhere(field: Field) -> Match {
+    is(field, 0_u32.to_ne_bytes())
+}
+
+pub(super) fn is_reply() -> Match {
+    is(Field::CtDirection, [CT_REPLY])
 }
 
 pub(super) fn ct_state(mask: u32) -> Match {
