@@ -101,6 +101,7 @@ fn block(reason: &str, packet: &Packet, direction: Direction, config: &Config) -
         "blocked: from the tunnel's address"
         | "blocked: tunnel address from outside"
         | "blocked: arp for the tunnel address" => Cause::near(config, "tunnel.addresses"),
+        "blocked: a guest to the lan" => Cause::of(config, "allow.lan"),
         "blocked: the tunnel into itself" => Cause::of(config, "tunnel.fwmark"),
         "blocked: from an inbound service's port, no reply" => {
             of_inbound(config, packet, direction)

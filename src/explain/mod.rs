@@ -314,11 +314,8 @@ fn describe(here: &Here, words: &Words, policy: &Policy) -> Result<Packet, Strin
         mark: words.mark,
         iif: words.into.as_ref().map(view),
         oif,
-        from_this_machine: match words.from {
-            Some(from) => from.is_loopback() || here.addresses.contains(&from),
-            // Whoever does not say means a program's own packet.
-            None => words.into.is_none(),
-        },
+        // Who asks about what this machine sends names an address that it has, or had.
+        from_this_machine: words.into.is_none(),
         to_this_machine: destination.is_loopback() || here.addresses.contains(&destination),
         // Routes are taken for granted.
         from_where_it_came: true,
