@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::BitOr;
 
-use super::{Action, Chain, ChainKind, ChainPolicy, Rule, Table, Test, compile, guard, text};
+use super::{
+    Action, Chain, ChainKind, ChainPolicy, Field, Match, Rule, Table, Test, compile, guard, text,
+};
 use crate::policy::Policy;
 
 /// One difference between the live table and the compiled one.
@@ -124,9 +126,24 @@ fn refuses_all(rules: &[Rule]) -> bool {
         && rules.iter().any(|rule| rule.matches.is_empty())
 }
 
+/// A rule that narrows what another one opens, and is there as long as that one: alone it is no wish of
+/// the configuration's, and its going opens nothing.
+fn goes_along(rule: &Rule) -> bool {
+    let asks_way = |it: &Match| {
+        it.fields.iter().any(|it| matches!(it, Field::FibSaddrIif | Field::FibDaddrIif))
+    };
+    let asks_service = |it: &Match| matches!(&it.test, Test::In(set) if set.starts_with("inbound"));
+    match rule.action {
+        Action::Drop => rule.matches.iter().any(asks_way),
+        Action::Return => rule.matches.iter().any(asks_service),
+        _ => false,
+    }
+}
+
 /// What leaves a chain early is spared what the rest of it does.
 fn rule_does(table: &Table, chain: &Chain, at: usize) -> Does {
     match chain.rules[at].action {
+        _ if goes_along(&chain.rules[at]) => Does::default(),
         Action::Drop if refuses_all(&chain.rules[at + 1..]) => Does::default(),
         Action::Return => verdicts(table, &chain.rules[at + 1..]).opposite(),
         _ => verdicts(table, &chain.rules[at..=at]),
@@ -139,6 +156,7 @@ fn verdicts(table: &Table, rules: &[Rule]) -> Does {
     let verdict = |rule: &Rule| match &rule.action {
         // What is masqueraded gets the source that the tunnel asks for.
         Action::Accept | Action::Masquerade => OPENS,
+        Action::Drop if goes_along(rule) => Does::default(),
         Action::Drop | Action::Reject(_) => CLOSES,
         Action::Jump(target) => {
             table.chain(target).map(|chain| verdicts(table, &chain.rules)).unwrap_or_default()

@@ -119,22 +119,20 @@ impl Build<'_> {
     /// To internal bridges, where one that has got a NIC shows all that it is given. The guard at that
     /// NIC knows no connections, so here, too, what a service's port says must be a reply (threat 74).
     pub(super) fn to_internal_chains(&self) -> Vec<Chain> {
-        if self.policy.inbound.is_empty() {
-            return self.internal_chain("to_internal", Field::MetaOifname).into_iter().collect();
-        }
         let Some(bridges) = self.internal_chain("internal_bridges", Field::MetaOifname) else {
             return Vec::new();
         };
-        let jump = |matches: Vec<Match>| {
-            rule(matches, Action::Jump(bridges.name.clone()), "internal bridges")
+        let to_bridges = |matches: Vec<Match>| {
+            rule(matches, Action::Jump("internal_bridges".into()), "internal bridges")
         };
+        let why = "from an inbound service's port, no reply";
         let mut rules = Vec::new();
         for ip in BOTH.into_iter().filter(|&ip| self.has_inbound(ip)) {
             let service = self.from_service(ip);
-            rules.push(jump(service.iter().cloned().chain([is_reply()]).collect()));
-            rules.push(rule(service, Action::Return, "from an inbound service's port, no reply"));
+            rules.push(to_bridges([service.clone(), vec![is_reply()]].concat()));
+            rules.push(rule(service, Action::Return, why));
         }
-        rules.push(jump(Vec::new()));
+        rules.push(to_bridges(Vec::new()));
         let to_internal = chain("to_internal", rules);
         vec![bridges, to_internal]
     }
