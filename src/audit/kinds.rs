@@ -20,6 +20,8 @@ kinds! {
         "table inet killswitch is not what the configuration asks for: more may leave";
     EGRESS_MISSING "egress-guard-missing" Critical [1 4 13 14 39 40 41 42]
         "packet sockets, bridged guests and macvlan leave by this link unseen by the table";
+    EGRESS_DAMAGED "egress-guard-damaged" Critical [1 4 13 14 39 40 41 42]
+        "the egress guard is not what the configuration asks for: more may leave past the table";
     TC_REDIRECT "tc-redirect" Critical [3]
         "a redirect by tc(8) hands packets to a link past every rule";
     AF_XDP_SOCKET "af-xdp-socket" Critical [2]

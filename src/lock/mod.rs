@@ -2,6 +2,7 @@
 
 mod keeper;
 mod live;
+mod other;
 mod status;
 
 use std::fs::{File, OpenOptions};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::UNLOGGED;
+use super::other::OtherGuard;
 use super::{Live, without_guard};
 use crate::netfilter::{self, Counted, LiveTable, live};
 use crate::netlink::Link;
@@ -99,7 +100,7 @@ pub struct Tunnel {
 pub struct Layers {
     /// Table `inet killswitch` is intact.
     pub table: bool,
-    /// Links with an egress guard.
+    /// Links with an egress guard, also where it is that of another configuration.
     pub egress: Vec<String>,
     /// The routing guard is there and intact; external tunnels have none.
     pub routes: bool,
@@ -112,9 +113,9 @@ impl Status {
     /// used, in which case the policy is the strictest.
     pub fn of(live: &Live, policy: &Policy, complaint: Option<String>) -> Self {
         let mut degraded: Vec<String> = complaint.into_iter().collect();
-        let locked = live.locked();
-        let table = table_is_intact(live, policy, &mut degraded);
-        let egress = guarded_links(live, policy, locked, &mut degraded);
+        let (locked, complained) = (live.locked(), !degraded.is_empty());
+        let table = table_is_intact(live, policy, complained, &mut degraded);
+        let egress = guarded_links(live, policy, complained, &mut degraded);
         let routes = routes_are_intact(live, policy, locked, &mut degraded);
         let tunnel = policy.tunnel.as_ref().map(|tunnel| describe_tunnel(live, policy, tunnel));
         let connected = tunnel.as_ref().is_some_and(|tunnel| tunnel.up);
@@ -160,7 +161,12 @@ impl Status {
 }
 
 /// Without an egress guard the table is right if it leaves internal bridges out.
-fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> bool {
+fn table_is_intact(
+    live: &Live,
+    policy: &Policy,
+    complained: bool,
+    degraded: &mut Vec<String>,
+) -> bool {
     let Some(table) = &live.inet else { return false };
     if is_as_compiled(table, ruleset::compile(policy), degraded) {
         return true;
@@ -176,20 +182,24 @@ fn table_is_intact(live: &Live, policy: &Policy, degraded: &mut Vec<String>) -> 
         );
     } else if table.flags & live::DORMANT != 0 {
         degraded.push("table inet killswitch is dormant; run `killswitch lock`".into());
-    } else if !degraded.is_empty() {
-        degraded.push(
-            "table inet killswitch is not the strictest lock; mend the file first: \
-             `killswitch check`"
-                .into(),
-        );
     } else {
-        degraded.push(
-            "table inet killswitch is not what the configuration compiles to; \
-             `killswitch plan` shows the difference, `killswitch reload` mends it"
-                .into(),
-        );
+        degraded.push(differs("inet", complained));
     }
     false
+}
+
+/// `complained`: the configuration cannot be used, and the strictest lock stands in.
+fn differs(family: &str, complained: bool) -> String {
+    match complained {
+        true => format!(
+            "table {family} killswitch is not the strictest lock; mend the file first: \
+             `killswitch check`"
+        ),
+        false => format!(
+            "table {family} killswitch is not what the configuration compiles to; \
+             `killswitch plan` shows the difference, `killswitch reload` mends it"
+        ),
+    }
 }
 
 /// As compiled, or as compiled for a kernel that cannot log.
@@ -215,9 +225,10 @@ fn say_unlogged(degraded: &mut Vec<String>) {
 fn guarded_links(
     live: &Live,
     policy: &Policy,
-    locked: bool,
+    complained: bool,
     degraded: &mut Vec<String>,
 ) -> (Vec<String>, bool) {
+    let locked = live.locked();
     if !policy.egress_guard {
         if locked {
             degraded.push("egress guard: off in the configuration".into());
@@ -235,21 +246,34 @@ fn guarded_links(
     if is_as_compiled(table, ruleset::guard(policy, None), degraded) {
         return (names(&links), true);
     }
-    let mut covered = Vec::new();
-    for link in &links {
-        let wanted =
-            ruleset::guard(policy, Some(&netfilter::references(std::slice::from_ref(link))));
-        if covers(table, &wanted) {
-            covered.push(link.clone());
-        } else if covers(table, &wanted.without_log()) {
-            say_unlogged(degraded);
-            covered.push(link.clone());
-        }
+    let (intact, others): (Vec<Link>, Vec<Link>) =
+        links.iter().cloned().partition(|link| is_covered(table, policy, link, degraded));
+    if others.is_empty() {
+        return (names(&links), true);
     }
-    for link in links.iter().filter(|link| !covered.contains(link)) {
+    let guarded = OtherGuard::of(table).map_or(Vec::new(), |it| it.holding_on(&others));
+    if !guarded.is_empty() {
+        degraded.push(differs("netdev", complained));
+    }
+    let (with, without): (Vec<Link>, Vec<Link>) =
+        links.into_iter().partition(|link| intact.contains(link) || guarded.contains(link));
+    for link in without {
         degraded.push(format!("egress guard: {} has none", link.name));
     }
-    (names(&covered), covered.len() == links.len())
+    (names(&with), false)
+}
+
+/// Whether the link has the guard that was compiled for it.
+fn is_covered(table: &LiveTable, policy: &Policy, link: &Link, degraded: &mut Vec<String>) -> bool {
+    let wanted = ruleset::guard(policy, Some(&netfilter::references(std::slice::from_ref(link))));
+    if covers(table, &wanted) {
+        return true;
+    }
+    let unlogged = covers(table, &wanted.without_log());
+    if unlogged {
+        say_unlogged(degraded);
+    }
+    unlogged
 }
 
 /// Whether the live guard holds these links' chains and all that they jump to.

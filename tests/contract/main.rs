@@ -26,6 +26,7 @@ fn main() -> std::process::ExitCode {
             a_day_in_its_life
             a_tunnel_that_is_up_is_connected
             damage_is_told
+            a_guard_of_another_configuration_is_one
             what_is_left_of_the_lock_is_said
             unlock_asks_a_person
             json_has_its_keys

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use killswitch::lab::harness::Outcome;
 use serde_json::Value;
 
-use crate::machine::{Machine, PROGRAM, failed};
+use crate::machine::{Machine, PROGRAM, TUNNEL, failed};
 
 pub fn a_day_in_its_life() -> Outcome {
     let machine = Machine::new()?;
@@ -65,6 +65,61 @@ pub fn damage_is_told() -> Outcome {
     assert!(
         machine.killswitch(&["status"])?.exits(30).out.contains("`killswitch reload` mends it")
     );
+    machine.killswitch(&["reload"])?.exits(0);
+    machine.killswitch(&["status"])?.exits(10);
+    Ok(())
+}
+
+/// After an edit of the file and before `reload` the guard holds, but is another than configured. One
+/// that was tampered with is not taken for such a one.
+pub fn a_guard_of_another_configuration_is_one() -> Outcome {
+    let machine = Machine::new()?;
+    let egress = || -> Result<(Value, String), killswitch::lab::Error> {
+        let status = machine.killswitch(&["--json", "status"])?.exits(30).json();
+        Ok((status["layers"]["egress"].clone(), status["degraded"].to_string()))
+    };
+    let audit = || -> Result<Vec<String>, killswitch::lab::Error> {
+        let found = machine.killswitch(&["--json", "audit"])?.json()["findings"].clone();
+        let ids = found.as_array().into_iter().flatten();
+        Ok(ids.filter_map(|it| it["id"].as_str().map(str::to_owned)).collect())
+    };
+    let (eth0, none) = (serde_json::json!(["eth0"]), serde_json::json!([]));
+    machine.killswitch(&["lock"])?.exits(0);
+    for more in ["[allow]\nlan = [\"192.168.1.0/24\"]\n", "colour = \"red\"\n"] {
+        machine.configure(&format!("{TUNNEL}\n{more}"))?;
+        let (links, degraded) = egress()?;
+        assert_eq!(links, eth0, "{degraded}");
+        assert!(
+            degraded.contains("table netdev killswitch is not ") && !degraded.contains("has none")
+        );
+        let metrics = machine.killswitch(&["metrics"])?.exits(0).out;
+        assert!(metrics.contains("killswitch_egress_guarded_links 1\n"), "{metrics}");
+        assert!(metrics.contains("killswitch_intact 0\n"), "{metrics}");
+    }
+    machine.configure(&format!("{TUNNEL}\n[allow]\nlan = [\"192.168.1.0/24\"]\n"))?;
+    let ids = audit()?;
+    assert!(ids.iter().any(|it| it == "egress-guard-damaged"), "{ids:?}");
+    assert!(!ids.iter().any(|it| it == "egress-guard-missing"), "{ids:?}");
+    for tampering in [
+        "insert rule netdev killswitch frames accept",
+        "insert rule netdev killswitch frames ether type ip accept comment \"to a server\"",
+        "flush chain netdev killswitch frames",
+        "flush table netdev killswitch",
+    ] {
+        machine.configure(TUNNEL)?;
+        machine.killswitch(&["lock"])?.exits(0);
+        for text in [TUNNEL.to_owned(), format!("{TUNNEL}\n[allow]\nntp = [\"192.168.1.9\"]\n")] {
+            if text == TUNNEL {
+                machine.nft(tampering)?;
+            }
+            machine.configure(&text)?;
+            let (links, degraded) = egress()?;
+            assert_eq!(links, none, "{tampering}: {degraded}");
+            assert!(degraded.contains("eth0 has none"), "{tampering}: {degraded}");
+        }
+        assert!(audit()?.iter().any(|it| it == "egress-guard-missing"), "{tampering}");
+    }
+    machine.configure(TUNNEL)?;
     machine.killswitch(&["reload"])?.exits(0);
     machine.killswitch(&["status"])?.exits(10);
     Ok(())

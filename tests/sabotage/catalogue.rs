@@ -64,7 +64,7 @@ catalogue! {
         Both(&["egress-guard-missing"], &["packet-socket", "packet-socket-vlan"]),
         link_without_guard;
     configuration_is_another: Alone,
-        Audit(&["lock-damaged", "egress-guard-missing", "routing-guard-damaged"]),
+        Audit(&["lock-damaged", "egress-guard-damaged", "routing-guard-damaged"]),
         |it| it.edit("198.51.100.7:51820", "198.51.100.9:51820")
             .and_then(|()| it.run("ip rule del pref 27501"));
     daemon_killed: Connected, Audit(&["daemon-not-running"]), |it| {

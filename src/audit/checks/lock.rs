@@ -56,10 +56,14 @@ pub(super) fn lock(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
     Ok(found)
 }
 
+/// How the status begins to tell that a guard differs from the configured one.
+const DIFFERING_GUARD: &str = "table netdev killswitch";
+
 /// Other checks tell of it, by what the layers are.
 fn has_its_check(reason: &str) -> bool {
-    const TOLD: [&str; 8] = [
+    const TOLD: [&str; 9] = [
         "table inet killswitch",
+        DIFFERING_GUARD,
         "the strictest lock is loaded",
         "allow.internal is left out: it needs the egress guard",
         "egress guard: off",
@@ -86,6 +90,9 @@ pub(super) fn egress(facts: &Facts, wanted: &Wanted) -> Result<Found, Unknown> {
         if !facts.status.layers.egress.contains(&link.name) {
             found.find(&EGRESS_MISSING, format!("link {}", link.name), "killswitch lock");
         }
+    }
+    if facts.status.degraded.iter().any(|reason| reason.starts_with(DIFFERING_GUARD)) {
+        found.find(&EGRESS_DAMAGED, DIFFERING_GUARD, "killswitch plan; killswitch lock");
     }
     Ok(found)
 }
@@ -154,6 +161,9 @@ mod tests {
         it.status.layers.egress.clear();
         it.status.degraded = vec!["egress guard: eth0 has none".into()];
         assert_eq!(ids(&it, &wanted()), ["egress-guard-missing"]);
+        let mut it = facts();
+        it.status.degraded = vec!["table netdev killswitch is not what the ...".into()];
+        assert_eq!(ids(&it, &wanted()), ["egress-guard-damaged"]);
         let mut it = facts();
         it.status.layers.routes = false;
         it.status.degraded = vec!["routing guard: missing: -4 rule 27590".into()];
