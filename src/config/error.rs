@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use super::text;
 
+/// More than these are only counted: they would not be read, and noting them would take long.
+pub(super) const MOST_PROBLEMS: usize = 50;
+
 /// A place in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Location {
@@ -106,10 +109,12 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     problems: Vec<Problem>,
+    /// How many there are besides.
+    more: usize,
 }
 
 impl Error {
-    /// Everything that was found; at least one.
+    /// What was found, up to a number that nobody reads on from; at least one.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -125,15 +130,15 @@ impl Error {
         self.problems.first().map(|problem| problem.location.clone()).unwrap_or_default()
     }
 
-    /// `None` if there is no problem.
-    pub(super) fn from_problems(problems: Vec<Problem>) -> Option<Self> {
-        (!problems.is_empty()).then_some(Error { problems })
+    /// `None` if there is no problem; `more`: how many there are besides.
+    pub(super) fn from_problems(problems: Vec<Problem>, more: usize) -> Option<Self> {
+        (!problems.is_empty()).then_some(Error { problems, more })
     }
 }
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Error { problems: vec![problem] }
+        Error { problems: vec![problem], more: 0 }
     }
 }
 
@@ -144,7 +149,10 @@ impl fmt::Display for Error {
             let gap = if index == 0 { "" } else { "\n\n" };
             write!(out, "{gap}{problem}")?;
         }
-        Ok(())
+        match self.more {
+            0 => Ok(()),
+            more => write!(out, "\n\n{more} more like these are not shown"),
+        }
     }
 }
 

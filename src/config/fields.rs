@@ -1,41 +1,42 @@
 //! Typed access to the keys of a table, with every problem noted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-use super::error::Problem;
+use super::error::{MOST_PROBLEMS, Problem};
 use super::schema;
 use super::source::{Place, Placed};
 use super::text::{alternatives, nearest, quote};
 use super::tree::{Entry, Node, Table, Value};
 use super::value::Complaint;
 
-/// More than these are not noted: they would not be read, and noting them would take long.
-const MOST_PROBLEMS: usize = 50;
-
 /// Notes problems, so that reading can go on and report them all.
 #[derive(Default)]
-pub(super) struct Problems(RefCell<Vec<Problem>>);
+pub(super) struct Problems {
+    noted: RefCell<Vec<Problem>>,
+    /// How many there are besides.
+    more: Cell<usize>,
+}
 
 impl Problems {
     pub(super) fn add(&self, problem: Problem) {
-        let mut noted = self.0.borrow_mut();
-        if noted.len() < MOST_PROBLEMS {
-            noted.push(problem);
+        let mut noted = self.noted.borrow_mut();
+        match noted.len() < MOST_PROBLEMS {
+            true => noted.push(problem),
+            false => self.more.set(self.more.get() + 1),
         }
     }
 
     pub(super) fn extend(&self, problems: impl IntoIterator<Item = Problem>) {
-        let mut noted = self.0.borrow_mut();
-        let room = MOST_PROBLEMS - noted.len();
-        noted.extend(problems.into_iter().take(room));
+        problems.into_iter().for_each(|problem| self.add(problem));
     }
 
-    pub(super) fn into_vec(self) -> Vec<Problem> {
-        self.0.into_inner()
+    /// What was noted, and how many there are besides.
+    pub(super) fn into_parts(self) -> (Vec<Problem>, usize) {
+        (self.noted.into_inner(), self.more.get())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.noted.borrow().is_empty()
     }
 
     /// The value, or nothing and a note.

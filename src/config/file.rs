@@ -25,12 +25,12 @@ pub(super) fn load(path: &Path) -> Result<Config, Error> {
     let mut files = Files { order: Vec::new(), problems: Problems::default() };
     let config = files.load(path);
     let Files { order, problems } = files;
-    let mut problems = problems.into_vec();
+    let (mut problems, more) = problems.into_parts();
     problems.sort_by_key(|problem| {
         let file = order.iter().position(|file| *file == problem.location.file);
         (file.unwrap_or(usize::MAX), problem.location.line, problem.location.column)
     });
-    match (Error::from_problems(problems), config) {
+    match (Error::from_problems(problems, more), config) {
         (None, Some(config)) => Ok(Config { files: order, ..config }),
         (Some(error), _) => Err(error),
         (None, None) => Err(Problem::of_file(path, "cannot be used").into()),
@@ -230,7 +230,7 @@ fn blame(named: &Placed<PathBuf>, problem: Problem) -> Problem {
             ..named.place.problem(format!("that file: {}", problem.message))
         };
     }
-    let message = format!("{} (named by {})", problem.message, named.place.location());
+    let message = format!("{} (named by {})", problem.message, named.place.line());
     Problem { message, ..problem }
 }
 
@@ -243,7 +243,7 @@ fn either<T>(ours: &mut Option<Placed<T>>, wg: Option<Placed<T>>, problems: &Pro
 
 fn refuse_both<A, B>(ours: Option<&Placed<A>>, wg: Option<&Placed<B>>, problems: &Problems) {
     let (Some(ours), Some(wg)) = (ours, wg) else { return };
-    let message = format!("also given as {} at {}", wg.place.key, wg.place.location());
+    let message = format!("also given as {} at {}", wg.place.key, wg.place.line());
     problems.add(ours.place.problem(message).help("keep one of them"));
 }
 

@@ -1,5 +1,6 @@
 //! Files that are safe to read, and places in them.
 
+use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::ops::Range;
@@ -12,7 +13,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use zeroize::Zeroizing;
 
-use super::error::{Location, Problem};
+use super::error::{Location, MOST_PROBLEMS, Problem};
 use super::text;
 
 /// Largest file that is read, in bytes.
@@ -29,6 +30,8 @@ pub(super) struct Source {
     /// Where each line begins.
     lines: Vec<usize>,
     mode: u32,
+    /// How many problems were found in it.
+    problems: Cell<usize>,
 }
 
 impl Source {
@@ -56,6 +59,7 @@ impl Source {
             lines: std::iter::once(0).chain(after_newlines).collect(),
             text: Zeroizing::new(text.to_owned()),
             mode: metadata.mode(),
+            problems: Cell::new(0),
         }))
     }
 
@@ -130,7 +134,9 @@ impl Place {
     }
 
     pub(super) fn problem(&self, message: impl Into<String>) -> Problem {
-        let excerpt = self.span.clone().map(|span| {
+        // Looking at a long line takes time; of more than these nothing is shown.
+        let is_shown = self.source.problems.replace(self.source.problems.get() + 1) < MOST_PROBLEMS;
+        let excerpt = self.span.clone().filter(|_| is_shown).map(|span| {
             let text = &self.source.text;
             let (_, start) = self.source.line_at(span.start);
             let end = text[span.start..].find('\n').map_or(text.len(), |end| span.start + end);
@@ -139,7 +145,7 @@ impl Place {
             Box::new(text::excerpt(line, limit(span.start)..limit(span.end)))
         });
         Problem {
-            location: self.location(),
+            location: if is_shown { self.location() } else { self.line() },
             key: (!self.key.is_empty()).then(|| self.key.clone()),
             message: message.into(),
             help: None,

@@ -26,17 +26,19 @@ pub(super) fn printable(text: &str) -> String {
 
 /// Text of a file in double quotes, for a message.
 pub(super) fn quote(text: &str) -> String {
-    let text = printable(&hide_keys(text));
+    format!("\"{}\"", clip(&printable(&hide_keys(text))))
+}
+
+/// Text of a file that is no longer than anybody reads.
+pub(super) fn clip(text: &str) -> String {
     match text.char_indices().nth(LONGEST_QUOTATION) {
-        Some((end, _)) => format!("\"{}...\"", &text[..end]),
-        None => format!("\"{text}\""),
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
 /// The same text with `*` for every character of what may be a key in base64.
 pub(super) fn hide_keys(text: &str) -> String {
-    let is_base64 =
-        |character: char| character.is_ascii_alphanumeric() || matches!(character, '+' | '/' | '=');
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
@@ -57,6 +59,10 @@ pub(super) fn hide_keys(text: &str) -> String {
     shown
 }
 
+fn is_base64(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '+' | '/' | '=')
+}
+
 fn hide_key(run: &str) -> String {
     if may_be_key(run) { "*".repeat(run.len()) } else { run.to_owned() }
 }
@@ -70,20 +76,30 @@ fn may_be_key(run: &str) -> bool {
     run.len() >= 16 && has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && !is_known
 }
 
-/// The same line with `*` for what may be a secret: by the look of the value, or by the name of its
-/// key.
-fn hide_secrets(line: &str) -> String {
+/// So many characters of the line, after those skipped, with `*` for what may be a secret: by the
+/// look of the value, or by the name of its key.
+fn hide_secrets(line: &str, skipped: usize, count: usize) -> String {
     let indent = line.len() - line.trim_start().len();
-    let Some(length) = line[indent..].find(['=', ' ', '\t']) else { return hide_keys(line) };
-    let (name, value) = line.split_at(indent + length);
-    if !schema::may_name_a_secret(name.trim()) {
-        return hide_keys(line);
-    }
-    let hidden = value.chars().map(|character| match character {
+    let name = line[indent..].find(['=', ' ', '\t']).map(|length| line[..indent + length].len());
+    let secret = name.filter(|&end| schema::may_name_a_secret(line[..end].trim()));
+    let at = |number: usize| line.char_indices().nth(number).map_or(line.len(), |(at, _)| at);
+    let shown = at(skipped)..at(skipped + count);
+    // A run that begins or ends outside is judged as a whole; of the rest nothing is looked at.
+    let first = line[..shown.start].rfind(|it| !is_base64(it)).map_or(0, |at| at + next(line, at));
+    let last = line[shown.end..].find(|it| !is_base64(it)).map_or(line.len(), |at| shown.end + at);
+    let hidden = hide_keys(&line[first..last]);
+    let hidden = hidden[shown.start - first..shown.end - first].chars();
+    let hide = |((at, character), hidden): ((usize, char), char)| match character {
+        _ if secret.is_none_or(|end| shown.start + at < end) => hidden,
         ' ' | '\t' | '=' | '"' => character,
         _ => '*',
-    });
-    hide_keys(name).chars().chain(hidden).collect()
+    };
+    line[shown.clone()].char_indices().zip(hidden).map(hide).collect()
+}
+
+/// How many bytes the character at `at` has.
+fn next(line: &str, at: usize) -> usize {
+    line[at..].chars().next().map_or(0, char::len_utf8)
 }
 
 /// The part of `line` around `marked` (a byte range of it), fit to be shown.
@@ -95,12 +111,11 @@ pub(super) fn excerpt(line: &str, marked: Range<usize>) -> Excerpt {
     } else {
         start - LONGEST_EXCERPT / 4
     };
-    let shown = printable(&hide_secrets(line));
-    let text: String = shown.chars().skip(skipped).take(LONGEST_EXCERPT).collect();
+    let shown = printable(&hide_secrets(line, skipped, LONGEST_EXCERPT));
     let start = start - skipped;
     Excerpt {
         width: width.min(LONGEST_EXCERPT - start).max(1),
-        text: text.trim_end().to_owned(),
+        text: shown.trim_end().to_owned(),
         start,
     }
 }
@@ -182,6 +197,18 @@ mod tests {
             "here"
         );
         assert!(shown.text.len() <= LONGEST_EXCERPT);
+    }
+
+    #[test]
+    fn a_key_at_the_edge_of_what_is_shown_is_hidden() {
+        for before in 0..2 * LONGEST_EXCERPT {
+            let line = format!("{}\"{KEY}\" {}here", "b ".repeat(before), "a ".repeat(60));
+            for marked in [line.len() - 4, 2 * before + 1, 0] {
+                let shown = excerpt(&line, marked..line.len()).text;
+                let has = |start: usize| shown.contains(&KEY[start..start + 6]);
+                assert!(!(0..KEY.len() - 6).any(has), "{before}, {marked}: {shown}");
+            }
+        }
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn read_table(source: &Rc<Source>, table: &DeTable<'_>, path: &str) -> Table {
     table
         .iter()
         .map(|(name, value)| {
-            let shown = text::printable(&text::hide_keys(name.get_ref()));
+            let shown = text::clip(&text::printable(&text::hide_keys(name.get_ref())));
             let path = if path.is_empty() { shown } else { format!("{path}.{shown}") };
             let key = Place::new(source, name.span(), path.as_str());
             let node = read_node(source, value.get_ref(), value.span(), path);

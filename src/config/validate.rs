@@ -1,7 +1,7 @@
 //! Whether the values of a configuration make sense together.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -69,10 +69,11 @@ fn refuse_keys_of_external(tunnel: &TunnelDraft, problems: &Problems) {
 }
 
 fn check_addresses(addresses: &[Placed<IpNet>], problems: &Problems) {
-    for (index, address) in addresses.iter().enumerate() {
-        let same = |other: &&Placed<IpNet>| other.value.addr() == address.value.addr();
-        if let Some(first) = addresses[..index].iter().find(same) {
-            let message = format!("given twice; the first is at {}", first.place.location());
+    let mut firsts: BTreeMap<IpAddr, &Placed<IpNet>> = BTreeMap::new();
+    for address in addresses {
+        let first = *firsts.entry(address.value.addr()).or_insert(address);
+        if !std::ptr::eq(first, address) {
+            let message = format!("given twice; the first is at {}", first.place.line());
             problems.add(address.place.problem(message));
         }
     }
@@ -96,14 +97,14 @@ fn check_servers(draft: &Draft, problems: &Problems) {
         if let Some(name) = &server.name
             && let Some(first) = names.insert(&name.value, name)
         {
-            let first = first.place.location();
+            let first = first.place.line();
             let message = format!("{} is also the server at {first}", quote(&name.value));
             problems.add(name.place.problem(message).help("give each server a name of its own"));
         }
         let protocol = protocol(server);
         for endpoint in server.endpoints.iter().flat_map(|endpoints| &endpoints.value) {
             if let Some(first) = endpoints.insert((endpoint.value, protocol), endpoint) {
-                let first = first.place.location();
+                let first = first.place.line();
                 let message = format!("{} is also the endpoint at {first}", endpoint.value);
                 problems.add(endpoint.place.problem(message).help("keep one of them"));
             }
@@ -175,7 +176,7 @@ fn check_ntp(draft: &Draft, problems: &Problems) {
 }
 
 /// What an NTP server at a VPN server's address would open.
-pub(super) fn ntp_at_server(address: std::net::IpAddr) -> String {
+pub(super) fn ntp_at_server(address: IpAddr) -> String {
     format!("{address} is a VPN server's address, to which nothing may leave in clear")
 }
 
@@ -199,7 +200,7 @@ fn check_lan(draft: &Draft, problems: &Problems) {
 }
 
 fn with_place<T: Copy>(placed: &Placed<T>) -> (T, String) {
-    (placed.value, format!(" at {}", placed.place.location()))
+    (placed.value, format!(" at {}", placed.place.line()))
 }
 
 /// What keeps a network from being a local one beside this tunnel and these servers. Each of them

@@ -13,6 +13,8 @@ use super::text::quote;
 /// Longest link name in bytes: IFNAMSIZ of `linux/if.h` less the final zero.
 const LONGEST_LINK_NAME: usize = 15;
 const LONGEST_SERVER_NAME: usize = 64;
+/// PATH_MAX of `linux/limits.h` less the final zero.
+const LONGEST_PATH: usize = 4095;
 
 /// What is wrong with a value, before its place is known.
 #[derive(Debug)]
@@ -328,6 +330,10 @@ pub(super) fn key(text: &str) -> Result<Key, Complaint> {
 pub(super) fn path(text: &str) -> Result<std::path::PathBuf, Complaint> {
     if text.is_empty() || text.contains('\0') {
         return Err(Complaint::new("not a path"));
+    }
+    if text.len() > LONGEST_PATH {
+        let message = format!("{} bytes, where a path has {LONGEST_PATH} at most", text.len());
+        return Err(Complaint::new(message));
     }
     if PublicKey::from_base64(text).is_ok() {
         return Err(Complaint::new(

@@ -137,7 +137,7 @@ fn section(
     };
     let first = before.iter().find(|section| !section.is_peer && !is_peer);
     if let Some(first) = first {
-        let message = format!("a second [Interface]; the first is at {}", first.place.location());
+        let message = format!("a second [Interface]; the first is at {}", first.place.line());
         return Err(place.problem(message));
     }
     Ok(Section { is_peer, place, lines: Vec::new() })
@@ -261,7 +261,7 @@ impl Reader<'_> {
         let mut lines = section.lines.iter().filter(|line| line.key == key);
         let line = lines.next()?;
         for again in lines {
-            let first = line.key_place.location();
+            let first = line.key_place.line();
             let problem = again.key_place.problem(format!("given twice; the first is at {first}"));
             self.problems.add(problem.help("keep one of them"));
         }

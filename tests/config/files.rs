@@ -3,6 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use killswitch::config;
 use nix::sys::stat::Mode;
@@ -269,6 +270,43 @@ fn large_files_are_answered() {
         site.write("killswitch.toml", "[tunnel]\nconfig = \"wg0.conf\"\n", 0o600);
         site.write("wg0.conf", &text, 0o600);
         assert_ne!(site.load(), "read");
+    }
+}
+
+/// Of thousands of mistakes on one line fifty are shown, and the others only counted; what is shown
+/// is no longer than a person reads.
+#[test]
+fn many_mistakes_on_one_line_take_no_longer_than_one() {
+    let tunnel = "[tunnel]\nconfig = \"wg0.conf\"\n";
+    let server = |endpoint: &str| {
+        let endpoints = format!("\"{endpoint}\",").repeat(40_000);
+        format!(
+            "{tunnel}[[server]]\nname = \"a\"\nendpoints = [{endpoints}]\n\
+             public_key = \"TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=\"\n"
+        )
+    };
+    let addresses = "\"10.64.0.2/32\",".repeat(40_000);
+    let long = "a".repeat(500_000);
+    for (toml, count) in [
+        (server("192.0.2.1"), Some(39_950)),
+        (server("192.0.2.1:5"), Some(39_949)),
+        (format!("[tunnel]\ninterface = \"wg1\"\naddresses = [{addresses}]\n"), Some(39_951)),
+        (format!("{tunnel}{long} = [{}]\n", "1,".repeat(200_000)), None),
+        (format!("{tunnel}[allow]\nntp = [{{ \"{long}\" = 1 }}]\n"), None),
+        (format!("[tunnel]\nconfig = \"{long}\"\n"), None),
+    ] {
+        let site = Site::new();
+        site.write("killswitch.toml", &toml, 0o600);
+        let begin = Instant::now();
+        let said = site.load();
+        let took = begin.elapsed();
+        // Without optimisation reading such a file takes a second by itself.
+        assert!(took < Duration::from_secs(10), "{took:?} for {}", &toml[..60]);
+        assert!(said.len() < 30_000 && said.contains("killswitch.toml:"), "{} bytes", said.len());
+        if let Some(count) = count {
+            let end = format!("\n\n{count} more like these are not shown");
+            assert!(said.ends_with(&end), "{}", &said[said.len() - 200..]);
+        }
     }
 }
 
