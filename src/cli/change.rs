@@ -33,30 +33,39 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
         return lock_at_boot(arguments);
     }
     apply(arguments, options.yes, ("lock", "locked"), Daemon::lock).map_err(|failure| {
-        let open = geteuid().is_root() && lock::read().is_ok_and(|live| !live.locked());
-        match failure.code {
-            BAD_CONFIGURATION if open => Failure {
-                message: format!(
-                    "{}\nNOT LOCKED: everything may leave\n\
-                     help: mend the file; until then, `killswitch lock --boot` locks most strictly",
-                    failure.message
-                ),
-                ..failure
-            },
+        match (failure.code, is_locked()) {
+            (BAD_CONFIGURATION, Some(false)) => not_locked(failure),
             _ => failure,
         }
     })
 }
 
+/// Whether the kernel holds a lock, as far as this user may know.
+fn is_locked() -> Option<bool> {
+    lock::read().ok().map(|live| live.locked())
+}
+
+/// Of an open machine that stays so.
+fn not_locked(failure: Failure) -> Failure {
+    Failure {
+        message: format!(
+            "{}\nNOT LOCKED: everything may leave\n\
+             help: mend the file; until then, `killswitch lock --boot` locks most strictly",
+            failure.message
+        ),
+        ..failure
+    }
+}
+
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
     apply(arguments, options.yes, ("reload", "reloaded"), Daemon::reload).map_err(|failure| {
-        Failure {
-            message: match failure.code {
-                BAD_CONFIGURATION => format!("{}\nthe lock is as it was", failure.message),
-                _ => format!("{}\n`killswitch status` shows what holds now", failure.message),
-            },
-            ..failure
-        }
+        let words = match (failure.code, is_locked()) {
+            (BAD_CONFIGURATION, Some(false)) => return not_locked(failure),
+            (BAD_CONFIGURATION, Some(true)) => "the lock is as it was",
+            (BAD_CONFIGURATION, None) => "nothing is changed",
+            _ => "`killswitch status` shows what holds now",
+        };
+        Failure { message: format!("{}\n{words}", failure.message), ..failure }
     })
 }
 
@@ -286,9 +295,14 @@ fn lock_at_boot(arguments: &Arguments) -> Result<u8, Failure> {
         Err(error) => return strictest(&error),
     };
     if !config.lock.at_boot {
-        output::warning("lock.at_boot is false: not locked");
+        let live = lock::read();
+        output::warning(match &live {
+            Ok(live) if live.locked() => "lock.at_boot is false: the lock stays on, as it was",
+            Ok(_) => "lock.at_boot is false: not locked",
+            Err(_) => "lock.at_boot is false: nothing is done",
+        });
         if arguments.json {
-            let locked = lock::read()?.locked();
+            let locked = live?.locked();
             output::json(&Report { locked, changed: false, degraded: &[] });
         }
         return Ok(0);

@@ -70,14 +70,16 @@ pub fn not_wanted_at_boot_is_not_done() -> Outcome {
     machine.configure(&format!("{TUNNEL}\n[lock]\nat_boot = false\n"))?;
     let routing = machine.routing()?;
     let run = machine.killswitch(&["lock", "--boot"])?.exits(0);
-    run.complains(&["lock.at_boot is false"]);
+    run.complains(&["lock.at_boot is false: not locked"]);
     let report = machine.killswitch(&["--json", "lock", "--boot"])?.exits(0).json();
     assert_eq!(report, json!({ "locked": false, "changed": false, "degraded": [] }));
     assert_eq!((machine.table()?, machine.routing()?), ("no table".into(), routing));
     // Typed, it locks all the same.
     machine.killswitch(&["lock"])?.exits(0);
     let table = machine.table()?;
-    machine.killswitch(&["lock", "--boot"])?.exits(0);
+    let run = machine.killswitch(&["lock", "--boot"])?.exits(0);
+    assert!(!run.err.contains("not locked"), "{run:?}");
+    run.complains(&["lock.at_boot is false: the lock stays on"]);
     assert_eq!(machine.table()?, table, "a lock that is on is not opened at boot");
     let report = machine.killswitch(&["--json", "lock", "--boot"])?.exits(0).json();
     assert_eq!(report["locked"], true);

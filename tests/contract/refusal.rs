@@ -172,7 +172,14 @@ pub fn an_open_machine_stays_as_it_was() -> Outcome {
         .killswitch(&["lock"])?
         .exits(78)
         .complains(&["killswitch.toml:1: colour", "NOT LOCKED"]);
-    machine.killswitch(&["reload"])?.exits(78);
+    let words =
+        ["NOT LOCKED: everything may leave", "`killswitch lock --boot` locks most strictly"];
+    let reload = machine.killswitch(&["reload"])?.exits(78);
+    assert!(!reload.err.contains("as it was"), "{reload:?}");
+    reload.complains(&words);
+    let error = machine.killswitch(&["--json", "reload"])?.exits(78).json()["error"].clone();
+    let told = ["message", "help"].map(|key| error[key].as_str().unwrap_or_default().to_owned());
+    assert!(told[0].ends_with(words[0]) && told[1].contains(words[1]), "{error}");
     assert_eq!(machine.table()?, "no table");
     assert_eq!(machine.routing()?, routing);
     machine.killswitch(&["status"])?.exits(20);
