@@ -33,11 +33,16 @@ pub(super) fn lock(arguments: &Arguments, options: &Lock) -> Result<u8, Failure>
         return lock_at_boot(arguments);
     }
     apply(arguments, options.yes, ("lock", "locked"), Daemon::lock).map_err(|failure| {
-        match (failure.code, is_locked()) {
-            (BAD_CONFIGURATION, Some(false)) => not_locked(failure),
+        match is_locked() {
+            Some(false) if is_of_the_file(&failure) => not_locked(failure),
             _ => failure,
         }
     })
+}
+
+/// Nothing was changed, since the configuration could not be used, or not even be read.
+fn is_of_the_file(failure: &Failure) -> bool {
+    matches!(failure.code, BAD_CONFIGURATION | NOT_PERMITTED)
 }
 
 /// Whether the kernel holds a lock, as far as this user may know.
@@ -59,11 +64,12 @@ fn not_locked(failure: Failure) -> Failure {
 
 pub(super) fn reload(arguments: &Arguments, options: &Reload) -> Result<u8, Failure> {
     apply(arguments, options.yes, ("reload", "reloaded"), Daemon::reload).map_err(|failure| {
-        let words = match (failure.code, is_locked()) {
-            (BAD_CONFIGURATION, Some(false)) => return not_locked(failure),
-            (BAD_CONFIGURATION, Some(true)) => "the lock is as it was",
-            (BAD_CONFIGURATION, None) => "nothing is changed",
-            _ => "`killswitch status` shows what holds now",
+        let words = match is_locked() {
+            _ if !is_of_the_file(&failure) => "`killswitch status` shows what holds now",
+            Some(false) => return not_locked(failure),
+            Some(true) => "the lock is as it was",
+            // The daemon said so.
+            None => return failure,
         };
         Failure { message: format!("{}\n{words}", failure.message), ..failure }
     })
@@ -96,7 +102,7 @@ fn apply(
 }
 
 fn apply_file(file: &Path, yes: bool, command: &str) -> Result<Outcome, Failure> {
-    let config = config::load(file).map_err(|error| unless_forbidden(&error))?;
+    let config = config::load(file).map_err(unless_forbidden)?;
     let policy = Policy::from_config(&config);
     if !yes && let Some(session) = ssh::session_cut_off_by(&policy) {
         return Err(Failure::new(FAILED, session.explain()));
@@ -275,10 +281,10 @@ fn systemctl(arguments: &[&str]) -> bool {
 const SERVICE: &str = "killswitch.service";
 
 /// Who may not lock at all is told so, rather than that the file may not be read.
-fn unless_forbidden(error: &config::Error) -> Failure {
+fn unless_forbidden(error: config::Error) -> Failure {
     match lock::permitted().map_err(Failure::from) {
         Err(forbidden) if forbidden.code == NOT_PERMITTED => forbidden,
-        _ => Failure::new(BAD_CONFIGURATION, error.to_string()),
+        _ => error.into(),
     }
 }
 
@@ -416,16 +422,19 @@ fn report(arguments: &Arguments, outcome: &Outcome, done: &str) {
 }
 
 /// The configuration's policy; or the strictest, and why it stands in.
-pub(super) fn load_or_strictest(arguments: &Arguments) -> (Option<Config>, Policy, Option<String>) {
+pub(super) fn load_or_strictest(
+    arguments: &Arguments,
+) -> (Option<Config>, Policy, Option<config::Error>) {
     match config::load(&arguments.config) {
         Ok(config) => {
             let policy = Policy::from_config(&config);
             (Some(config), policy, None)
         }
-        Err(error) => {
-            let line = error.summary();
-            let complaint = format!("the configuration cannot be used: {line}");
-            (None, Policy::strictest(), Some(complaint))
-        }
+        Err(error) => (None, Policy::strictest(), Some(error)),
     }
+}
+
+/// Why the strictest policy stands in, in one line.
+pub(super) fn complaint(error: &config::Error) -> String {
+    format!("the configuration cannot be used: {}", error.summary())
 }

@@ -4,7 +4,7 @@ use std::io::BufRead;
 
 use super::Failure;
 use super::args::{Arguments, Explain};
-use super::change::load_or_strictest;
+use super::change::{complaint, load_or_strictest};
 use super::failure::FAILED;
 use super::output::{Style, harmless, json, say, stream, styled, warning};
 use crate::config::Config;
@@ -25,9 +25,14 @@ impl Asked {
 }
 
 pub(super) fn explain(arguments: &Arguments, options: &Explain) -> Result<u8, Failure> {
-    let (config, policy, complaint) = load_or_strictest(arguments);
-    if let Some(complaint) = &complaint {
-        warning(&format!("{complaint}; this is what the strictest lock does"));
+    let (config, policy, error) = load_or_strictest(arguments);
+    match error {
+        // What holds may be anything.
+        Some(error) if error.is_forbidden() => return Err(error.into()),
+        Some(error) => {
+            warning(&format!("{}; this is what the strictest lock does", complaint(&error)));
+        }
+        None => {}
     }
     let asked = Asked { config, policy };
     match options.line.as_deref() {

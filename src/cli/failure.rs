@@ -116,7 +116,8 @@ impl From<crate::lock::Error> for Failure {
 
 impl From<crate::config::Error> for Failure {
     fn from(error: crate::config::Error) -> Self {
-        Failure::new(BAD_CONFIGURATION, error.to_string())
+        let code = if error.is_forbidden() { NOT_PERMITTED } else { BAD_CONFIGURATION };
+        Failure::new(code, error.to_string())
     }
 }
 

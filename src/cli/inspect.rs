@@ -25,6 +25,10 @@ struct Checked {
 pub(super) fn check(arguments: &Arguments, options: &File) -> Result<u8, Failure> {
     let path = options.file.as_ref().unwrap_or(&arguments.config);
     let config = config::load(path).map_err(|error| {
+        // What may not be read may be valid.
+        if error.is_forbidden() {
+            return Failure::from(error);
+        }
         let errors = error.problems().iter().map(ToString::to_string).collect();
         Failure::from(error).with(&Checked { errors, ..Checked::default() })
     })?;

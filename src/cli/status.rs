@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 
 use super::args::{self, Arguments};
-use super::change::load_or_strictest;
+use super::change::{complaint, load_or_strictest};
 use super::output::{Style, bytes, harmless, json, say, stream, styled};
 use super::{Failure, watch};
 use crate::daemon::calls::{Event, Excepted, Report};
@@ -45,7 +45,8 @@ pub(super) fn read_within(
     arguments: &Arguments,
     patience: Duration,
 ) -> Result<(Status, Policy), Failure> {
-    let (config, policy, complaint) = load_or_strictest(arguments);
+    let (config, policy, error) = load_or_strictest(arguments);
+    let complaint = error.as_ref().map(complaint);
     let mut told = ask_daemon(patience);
     loop {
         let effective = status::with_exceptions(&policy, config.as_ref(), exceptions(&told));

@@ -42,13 +42,15 @@ pub struct Problem {
     /// Where.
     pub location: Location,
     /// The key with its table, e.g. `tunnel.addresses[1]`.
-    pub key: Option<String>,
+    pub key: Option<Box<str>>,
     /// What is wrong.
     pub message: String,
     /// What to do next; may have several lines.
     pub help: Option<String>,
     /// The line in question.
     pub excerpt: Option<Box<Excerpt>>,
+    /// Nothing is known to be wrong: this user may not read the file.
+    pub forbidden: bool,
 }
 
 /// A line of a file with a part of it marked, fit for a terminal.
@@ -71,7 +73,14 @@ impl Problem {
             message: message.into(),
             help: None,
             excerpt: None,
+            forbidden: false,
         }
+    }
+
+    /// A file or directory that this user may not read.
+    pub(super) fn forbidden(file: impl Into<PathBuf>) -> Self {
+        let problem = Problem::of_file(file, "may not be read by this user");
+        Problem { forbidden: true, ..problem.help("run this as root, e.g. with sudo") }
     }
 
     pub(super) fn help(self, help: impl Into<String>) -> Self {
@@ -117,6 +126,11 @@ impl Error {
     /// What was found, up to a number that nobody reads on from; at least one.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Nothing is known to be wrong: this user may not read all of it.
+    pub fn is_forbidden(&self) -> bool {
+        self.problems.iter().all(|problem| problem.forbidden)
     }
 
     /// The first problem in one line.

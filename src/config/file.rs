@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -227,6 +228,7 @@ fn blame(named: &Placed<PathBuf>, problem: Problem) -> Problem {
         // A broken key, written where the path of its file belongs, must not be shown as a path.
         return Problem {
             help: None,
+            forbidden: problem.forbidden,
             ..named.place.problem(format!("that file: {}", problem.message))
         };
     }
@@ -270,11 +272,12 @@ fn drop_in_directory(path: &Path) -> PathBuf {
 
 /// `*.toml` in byte order; names that begin with a dot are left to editors and package managers.
 fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
-    let fail = |error: std::io::Error| {
-        Problem::of_file(directory, format!("this directory cannot be read: {error}"))
+    let fail = |error: std::io::Error| match error.kind() {
+        ErrorKind::PermissionDenied => Problem::forbidden(directory),
+        _ => Problem::of_file(directory, format!("this directory cannot be read: {error}")),
     };
     let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(fail)?,
     };
     let mut paths = Vec::new();

@@ -146,10 +146,11 @@ impl Place {
         });
         Problem {
             location: if is_shown { self.location() } else { self.line() },
-            key: (!self.key.is_empty()).then(|| self.key.clone()),
+            key: (!self.key.is_empty()).then(|| self.key.as_str().into()),
             message: message.into(),
             help: None,
             excerpt,
+            forbidden: false,
         }
     }
 }
@@ -244,9 +245,7 @@ fn describe_errno(path: &Path, errno: Errno) -> Problem {
                 text::printable(&target.to_string_lossy())
             })
         )),
-        Errno::EACCES | Errno::EPERM => {
-            problem("may not be read by this user".into()).help("run this as root, e.g. with sudo")
-        }
+        Errno::EACCES | Errno::EPERM => Problem::forbidden(path),
         Errno::ENXIO => problem("not a regular file".into()),
         Errno::ENOTDIR => problem("a part of the path is not a directory".into()),
         other => problem(format!("cannot be opened: {}", other.desc())),

@@ -81,7 +81,7 @@ impl Manager {
                 format!("{}: it cannot be used; `killswitch check` says why", error.place())
             }
         };
-        Error::BadConfiguration(format!("{words}\nthe lock is as it was"))
+        Error::BadConfiguration(format!("{words}\nnothing is changed"))
     }
 
     async fn read_kernel(&self) -> Result<Arc<Status>, Error> {

@@ -6,7 +6,9 @@ use killswitch::cli::args::EXIT_STATUS;
 use killswitch::lab::harness::Outcome;
 use serde_json::Value;
 
-use crate::machine::{Machine, Run, TUNNEL, failed, public_program, without_privileges};
+use crate::machine::{
+    Machine, PRIVATE_KEY, Run, TUNNEL, failed, public_program, without_privileges,
+};
 
 /// A failure as a script sees it and as a person does: one document, the same words.
 #[track_caller]
@@ -86,8 +88,14 @@ pub fn a_failing_check_says_all_it_found() -> Outcome {
 pub fn what_is_not_permitted_is_a_document() -> Outcome {
     let machine = Machine::new()?;
     let program = public_program(&machine)?;
+    // Not even by its owner without capabilities.
+    machine.write("private.key", PRIVATE_KEY, 0o000)?;
     for (code, arguments) in [
-        (4, &["--json", "lock"][..]),
+        (4, &["--json", "check"][..]),
+        (4, &["--json", "rules"]),
+        (4, &["--json", "servers"]),
+        (4, &["--json", "explain", "--out", "eth0", "--to", "1.1.1.1"]),
+        (4, &["--json", "lock"]),
         (4, &["--json", "lock", "--boot"]),
         (4, &["--json", "unlock", "--yes"]),
         (4, &["--json", "reload"]),
@@ -103,7 +111,15 @@ pub fn what_is_not_permitted_is_a_document() -> Outcome {
         assert!(document["error"]["help"].as_str().is_some_and(|it| it.contains("as root")));
         let one_line = run.out.trim_end().lines().count() == 1;
         assert_eq!(one_line, arguments.contains(&"--watch"), "{run:?}");
+        // What may not be read is neither valid nor wrong.
+        assert!(document["valid"].is_null(), "{run:?}");
     }
+    // What can be read is wrong all the same.
+    machine.configure(&TUNNEL.replace(":51820", ""))?;
+    let mut command = Command::new(&program);
+    command.args(machine.command(&["--json", "check"]).get_args());
+    let document = is_told_twice(&machine.run(without_privileges(command))?, 78);
+    assert_eq!(document["valid"], false, "{document}");
     Ok(())
 }
 
