@@ -1,7 +1,7 @@
 //! `evidence`: the journal, shown, verified and exported; and what commands add to it.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -230,8 +230,7 @@ fn export(arguments: &Arguments, options: &ExportEvidence) -> Result<u8, Failure
         bytes = html::page(entries, head.as_deref(), broken.as_deref()).into_bytes();
     }
     let Some(path) = &options.output else {
-        // Nobody reads any more.
-        let _ = std::io::stdout().lock().write_all(&bytes);
+        output::document(&bytes);
         return Ok(0);
     };
     NewFile::open(path, 0o600)?.put(&bytes)?;

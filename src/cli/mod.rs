@@ -4,6 +4,7 @@
 //! own (0 connected and intact, 10 locked without a tunnel, 20 open, 30 damaged or cannot tell).
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 mod agent;
@@ -36,7 +37,11 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::read(&typed) {
         Ok(arguments) => arguments,
         // Help and the version come this way too.
-        Err(error) if !error.use_stderr() || !asks_for_json(&typed) => error.exit(),
+        Err(error) if !error.use_stderr() => {
+            output::keep(error.print().and_then(|()| std::io::stdout().flush()));
+            return unless_lost(0);
+        }
+        Err(error) if !asks_for_json(&typed) => error.exit(),
         Err(error) => return Failure::from(error).tell(Some(Document::Whole)),
     };
     // Keys are read: no core dump, and no other process of this user may look (prctl(2)).
@@ -44,12 +49,22 @@ pub fn main() -> ExitCode {
         output::warning(&format!("memory with keys may end up in a core dump: {error}"));
     }
     let code = match run(&arguments) {
-        Ok(code) => code.into(),
+        Ok(code) => unless_lost(code),
         Err(failure) => failure.tell(arguments.json.then(|| document(&arguments.command))),
     };
     // Last of all: a disk may take its time.
     evidence::after(&arguments.command);
     code
+}
+
+/// The exit status of a command that was done, if all that it said was written.
+fn unless_lost(code: u8) -> ExitCode {
+    let Some(error) = output::lost() else { return code.into() };
+    output::error(&format!(
+        "standard output: {error}\n\
+         help: what was done stays done, but not all of what was to be said is written"
+    ));
+    FAILED.into()
 }
 
 /// Of a command line that is wrong somewhere.

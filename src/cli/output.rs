@@ -1,6 +1,7 @@
 //! How things are said: colour only on terminals, JSON where asked.
 
-use std::io::{IsTerminal, Write};
+use std::io::{Error, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
@@ -52,19 +53,51 @@ fn say_aside(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Why something could not be written to standard output: the first reason.
+static LOST: OnceLock<Error> = OnceLock::new();
+
+/// Keeps the reason for [`lost`]. Who closes a pipe has read what they want.
+pub fn keep(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        // The first tells the most.
+        let _ = LOST.set(error);
+    }
+}
+
+/// Why what was said did not all get to standard output.
+pub fn lost() -> Option<&'static Error> {
+    LOST.get()
+}
+
 /// A line on standard output; a closed pipe ends nothing.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    keep(write(text.as_bytes(), b"\n"));
+}
+
+/// A whole document on standard output, as it is.
+pub fn document(bytes: &[u8]) {
+    keep(write(bytes, b""));
+}
+
+fn write(bytes: &[u8], end: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    out.write_all(end)?;
+    out.flush()
 }
 
 /// A line of a stream, at once.
 ///
 /// # Errors
-/// Nobody reads any more: the stream has an end.
+/// Nobody reads any more, or nothing more can be written: the stream has an end.
 pub fn stream(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()
+    write(text.as_bytes(), b"\n").map_err(|error| {
+        let end = Error::from(error.kind());
+        keep(Err(error));
+        end
+    })
 }
 
 /// A count of bytes for people: "1.5 KiB".

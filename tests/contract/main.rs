@@ -34,6 +34,7 @@ fn main() -> std::process::ExitCode {
             help_names_every_command
             colour_is_for_terminals_only
             a_closed_pipe_is_no_panic
+            what_cannot_be_written_is_a_failure
             the_same_configuration_gives_the_same_bytes;
         refusal:
             a_bad_configuration_leaves_the_lock_alone

@@ -327,6 +327,25 @@ pub fn a_closed_pipe_is_no_panic() -> Outcome {
     Ok(())
 }
 
+/// A full disk: who reads the file must not take it for the whole.
+pub fn what_cannot_be_written_is_a_failure() -> Outcome {
+    let machine = Machine::new()?;
+    let more = [&["lock"][..], &["--json", "check"], &["unlock", "--yes"], &["evidence", "export"]];
+    for arguments in PRINTING.into_iter().chain(more) {
+        let mut command = machine.command(arguments);
+        command.stdout(std::fs::File::options().write(true).open("/dev/full")?);
+        command.stderr(Stdio::piped());
+        let run = machine.run(command)?.exits(1);
+        let words = "error: standard output: No space left on device";
+        assert_eq!(run.err.matches(words).count(), 1, "{arguments:?}: {run:?}");
+    }
+    // That the disk is full does not make another failure one of the disk.
+    let mut command = machine.command(&["--json", "bogus"]);
+    command.stdout(std::fs::File::options().write(true).open("/dev/full")?);
+    machine.run(command)?.exits(2);
+    Ok(())
+}
+
 pub fn the_same_configuration_gives_the_same_bytes() -> Outcome {
     let machine = Machine::new()?;
     let listed = |lan: &str, ntp: &str, inbound: &str, endpoints: &str| {
