@@ -80,6 +80,20 @@ impl Source {
         (number, self.lines[number - 1])
     }
 
+    /// Whether the line that holds a byte may be the rest of a key that a line before began.
+    fn goes_on_with_a_key(&self, byte: usize) -> bool {
+        /// A key has 44 characters: more lines would be no accident.
+        const FARTHEST: usize = 4;
+        let (number, _) = self.line_at(byte);
+        let line = |number: usize| {
+            let end = self.lines.get(number).copied().unwrap_or(self.text.len());
+            &self.text[self.lines[number - 1]..end]
+        };
+        let before = (1..number).rev().take(FARTHEST).map(line);
+        let mut begin = before.skip_while(|it| it.trim().is_empty() || is_plain_piece(it));
+        text::may_be_piece_of_a_key(line(number)) && begin.next().is_some_and(text::may_hold_a_key)
+    }
+
     /// A path that this file names: absolute, or relative to the directory of this file.
     pub(super) fn resolve(&self, path: &Path) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
@@ -113,6 +127,11 @@ impl Place {
         Place { key: key.into(), ..self.clone() }
     }
 
+    /// Whether the line may be the rest of a key that a line before began.
+    pub(super) fn goes_on_with_a_key(&self) -> bool {
+        self.span.as_ref().is_some_and(|span| self.source.goes_on_with_a_key(span.start))
+    }
+
     pub(super) fn source(&self) -> &Rc<Source> {
         &self.source
     }
@@ -136,7 +155,8 @@ impl Place {
     pub(super) fn problem(&self, message: impl Into<String>) -> Problem {
         // Looking at a long line takes time; of more than these nothing is shown.
         let is_shown = self.source.problems.replace(self.source.problems.get() + 1) < MOST_PROBLEMS;
-        let excerpt = self.span.clone().filter(|_| is_shown).map(|span| {
+        let line = self.span.clone().filter(|_| is_shown && !self.goes_on_with_a_key());
+        let excerpt = line.map(|span| {
             let text = &self.source.text;
             let (_, start) = self.source.line_at(span.start);
             let end = text[span.start..].find('\n').map_or(text.len(), |end| span.start + end);
@@ -160,6 +180,11 @@ impl Place {
 pub(super) struct Placed<T> {
     pub(super) value: T,
     pub(super) place: Place,
+}
+
+/// A piece of a key that does not show by itself that it is one.
+fn is_plain_piece(line: &str) -> bool {
+    text::may_be_piece_of_a_key(line) && !text::may_hold_a_key(line)
 }
 
 /// The last character boundary at or before `index`.

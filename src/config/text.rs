@@ -68,12 +68,30 @@ fn hide_key(run: &str) -> String {
 }
 
 /// Whether a run of base64 characters may be a key or a piece of one: sixteen random ones are of
-/// both cases but once in two thousand times. That hides some names and paths as well, which costs
-/// less than a shown key.
+/// both cases but once in two thousand times, and half a key in hexadecimal is longer than any other
+/// number. That hides some names and paths as well, which costs less than a shown key.
 fn may_be_key(run: &str) -> bool {
+    const HALF_A_KEY_IN_HEX: usize = 32;
     let has = |is: fn(&u8) -> bool| run.bytes().any(|byte| is(&byte));
     let is_known = schema::WG_INTERFACE.contains(&run) || schema::WG_PEER.contains(&run);
-    run.len() >= 16 && has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && !is_known
+    let mut numbers = run.split(|it: char| !it.is_ascii_hexdigit());
+    numbers.any(|number| number.len() >= HALF_A_KEY_IN_HEX)
+        || run.len() >= 16
+            && has(u8::is_ascii_uppercase)
+            && has(u8::is_ascii_lowercase)
+            && !is_known
+}
+
+/// Whether a key may begin on this line.
+pub(super) fn may_hold_a_key(line: &str) -> bool {
+    let name = line.split(['=', ' ', '\t']).find(|word| !word.is_empty()).unwrap_or_default();
+    schema::may_name_a_secret(name) || hide_keys(line) != line
+}
+
+/// Whether nothing stands on this line that could not be in the midst of a key, or at its end.
+pub(super) fn may_be_piece_of_a_key(line: &str) -> bool {
+    let text = line.trim().trim_matches(['"', '\'']).trim_end_matches('=');
+    !text.is_empty() && text.chars().all(|it| is_base64(it) && it != '=')
 }
 
 /// So many characters of the line, after those skipped, with `*` for what may be a secret: by the
@@ -160,6 +178,8 @@ mod tests {
 
     const KEY: &str = "yAnz5TF+lXXJte14tjlAlNrmRAfyiuDJ0vyQqyPSTEk=";
 
+    const HEX: &str = "c809f3e5317e957257b5ed6b63994094dae64407f28ae0c9d2fc90ab23d24c49";
+
     #[test]
     fn keys_are_hidden_wherever_they_stand() {
         for line in [
@@ -171,9 +191,14 @@ mod tests {
             "PrivateKey = short".to_owned(),
             "privatkey = short".to_owned(),
             "\tPresharedKey=short".to_owned(),
+            format!("private_key_file = \"{HEX}\""),
+            format!("a = 0x{}", HEX.to_uppercase()),
+            format!("{HEX} = 1"),
+            format!("/etc/{HEX}/a"),
         ] {
             let shown = excerpt(&line, 0..1).text;
             assert!(!shown.contains("yAnz5T") && !shown.contains("short"), "{shown}");
+            assert!(!shown.to_lowercase().contains(&HEX[..16]), "{shown}");
         }
     }
 

@@ -335,7 +335,8 @@ pub(super) fn path(text: &str) -> Result<std::path::PathBuf, Complaint> {
         let message = format!("{} bytes, where a path has {LONGEST_PATH} at most", text.len());
         return Err(Complaint::new(message));
     }
-    if PublicKey::from_base64(text).is_ok() {
+    let is_hex = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hex || PublicKey::from_base64(text).is_ok() {
         return Err(Complaint::new(
             "a key, where the path of a file that holds the key is expected",
         )

@@ -164,6 +164,10 @@ fn line_of(
     }
     let key_place = Place::new(source, span.start..span.start + name.len(), "");
     let Some(key) = find(name, section.known()) else {
+        if whole.goes_on_with_a_key() {
+            let problem = whole.problem("not a line of the form \"Key = value\"");
+            return Err(problem.help("a key stands on one line, whole"));
+        }
         return Err(unknown_key(&key_place, name, section));
     };
     let text = value.trim();
