@@ -147,14 +147,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn wait_for_turn(patience: Duration) -> Option<Flock<File>> {
     const PAUSE: Duration = Duration::from_millis(10);
     let begin = Instant::now();
+    // O_NONBLOCK: a FIFO in its place must not hold up either.
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open("/run/killswitch.lock")
-        .ok()?;
+        .ok()
+        .filter(|file| file.metadata().is_ok_and(|it| it.is_file()))?;
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(turn) => return Some(turn),

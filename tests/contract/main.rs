@@ -75,6 +75,7 @@ fn main() -> std::process::ExitCode {
         state:
             from_whatever_state_lock_leads_to_the_same
             unlock_leaves_nothing_of_ours_and_all_of_others
+            nothing_in_the_lock_files_place_holds_up
             commands_at_the_same_time_take_turns;
         secrets:
             no_output_holds_a_key

@@ -1,9 +1,13 @@
 //! Whatever is there already, the end is the same.
 
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use killswitch::lab::harness::Outcome;
 use killswitch::lab::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::json;
 
 use crate::machine::{Machine, TUNNEL};
@@ -177,6 +181,36 @@ pub fn unlock_leaves_nothing_of_ours_and_all_of_others() -> Outcome {
     assert_eq!((tables(&machine)?, machine.routing()?), before);
     assert_eq!(machine.table()?, "no table");
     Ok(())
+}
+
+/// There is always a way out: whatever stands where commands take turns.
+pub fn nothing_in_the_lock_files_place_holds_up() -> Outcome {
+    const FILE: &str = "/run/killswitch.lock";
+    let machine = Machine::new()?;
+    let commands = || -> Outcome {
+        for arguments in [&["lock"][..], &["reload"], &["unlock", "--yes"]] {
+            let mut command = std::process::Command::new("timeout");
+            let inner = machine.command(arguments);
+            command.arg("20").arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+            machine.run(command)?.exits(0);
+        }
+        Ok(())
+    };
+    let remove = || drop(std::fs::remove_file(FILE));
+    remove();
+    mkfifo(FILE, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    commands()?;
+    // With a reader it can be opened, and with a writer's lock it could be waited for.
+    let ends = std::fs::File::options().read(true).write(true).open(FILE)?;
+    let _held = Flock::lock(ends, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+    let begin = Instant::now();
+    commands()?;
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    remove();
+    std::os::unix::fs::symlink("/dev/null", FILE)?;
+    commands()?;
+    remove();
+    commands()
 }
 
 pub fn commands_at_the_same_time_take_turns() -> Outcome {
