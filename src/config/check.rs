@@ -1,10 +1,11 @@
 //! Legal but unwise.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Config, MessageShape, Notice, Server};
+use super::{Config, Inbound, MessageShape, Notice, Protocol, Server};
 
 /// Everything that a careful administrator should know of before using the configuration: what it
 /// weakens, and why. The notices of the reading itself ([`Config::notices`]) are not repeated.
@@ -153,13 +154,24 @@ fn allow(notes: &mut Notes<'_>) {
             notes.add(&format!("allow.ntp[{index}]"), message);
         }
     }
-    for inbound in allow.inbound.iter().filter(|inbound| inbound.from.prefix_len() == 0) {
+    for (port, everything) in open_to_all(&allow.inbound) {
         let message = format!(
-            "port {} is open to every address ({}), and its replies leave in clear",
-            inbound.port, inbound.from
+            "port {port} is open to every address ({everything}), and its replies leave in clear"
         );
         notes.add("allow.inbound", message);
     }
+}
+
+/// The ports whose networks, together, are a whole address family.
+fn open_to_all(inbound: &[Inbound]) -> Vec<(u16, IpNet)> {
+    let mut from: BTreeMap<(Protocol, u16), Vec<IpNet>> = BTreeMap::new();
+    for service in inbound {
+        from.entry((service.protocol, service.port)).or_default().push(service.from);
+    }
+    let all = from.into_iter().flat_map(|((_, port), networks)| {
+        IpNet::aggregate(&networks).into_iter().map(move |network| (port, network))
+    });
+    all.filter(|(_, network)| network.prefix_len() == 0).collect()
 }
 
 /// RFC 1918, RFC 3927, RFC 4193 and link-local IPv6.

@@ -133,25 +133,29 @@ impl<'a> Fields<'a> {
         name: &str,
         parse: impl Fn(&str) -> Result<T, Complaint>,
     ) -> Option<Placed<Vec<Placed<T>>>> {
-        let node = &self.entry(name)?.node;
-        let items = self.items(name);
+        let items = self.array(name)?;
+        let place = self.entry(name)?.node.place.clone();
         let value =
             items.iter().filter_map(|item| parse_node(item, &parse, self.problems)).collect();
-        Some(Placed { value, place: node.place.clone() })
+        Some(Placed { value, place })
     }
 
     /// The items of an array; none if there is no array.
     pub(super) fn items(&self, name: &str) -> &'a [Node] {
-        let Some(entry) = self.entry(name) else { return &[] };
+        self.array(name).unwrap_or_default()
+    }
+
+    fn array(&self, name: &str) -> Option<&'a [Node]> {
+        let entry = self.entry(name)?;
         let Value::Array(items) = &entry.node.value else {
             let example = match name {
                 "server" => "write [[server]] with two brackets".into(),
                 _ => format!("write {name} = [...]"),
             };
             self.problems.add(type_problem(&entry.node, "an array").help(example));
-            return &[];
+            return None;
         };
-        items
+        Some(items)
     }
 }
 
@@ -190,8 +194,10 @@ fn unknown_word(word: &str, known: &[&str]) -> Complaint {
 fn unknown_key(name: &str, entry: &Entry, known: &[&str]) -> Problem {
     let what = if matches!(entry.node.value, Value::Table(_)) { "table" } else { "key" };
     let elsewhere = schema::TABLES.iter().find(|(_, keys)| keys.contains(&name));
-    let problem = match (nearest(name, known), elsewhere) {
-        (_, Some((table, _))) => {
+    let near = nearest(name, known);
+    let begins = near.is_some_and(|near| name.starts_with(near));
+    let problem = match (near, elsewhere) {
+        (_, Some((table, _))) if !begins => {
             entry.key.problem(format!("unknown {what} here; it belongs into {table}"))
         }
         (Some(near), _) => entry.key.problem(format!("unknown {what}; did you mean \"{near}\"?")),

@@ -161,6 +161,11 @@ pub(super) fn lenient_network(text: &str) -> Result<IpNet, Complaint> {
 pub(super) fn interface_address(text: &str) -> Result<IpNet, Complaint> {
     let network = cidr(text)?;
     host(network.addr())?;
+    if network.prefix_len() == 0 {
+        let message = format!("{} would have the whole Internet on its own link", quote(text));
+        let help = format!("write \"{}\"", IpNet::from(network.addr()));
+        return Err(Complaint::new(message).help(help));
+    }
     Ok(network)
 }
 
