@@ -121,6 +121,26 @@ fn the_core_does_not_import_the_edges() {
     }
 }
 
+/// Every module of the program has its row, every folder of tests its words.
+#[test]
+fn the_architecture_names_every_part() {
+    let text = read("ARCHITECTURE.md");
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    for line in read("src/lib.rs").lines() {
+        let Some(name) = line.strip_suffix(';').and_then(|it| it.split_once("mod ")) else {
+            continue;
+        };
+        let name = format!("`{}`", name.1);
+        let first = |row: &&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&name));
+        assert!(rows.iter().any(first), "ARCHITECTURE.md has no row for {name}");
+    }
+    let tests = text.split("## Around the program").nth(1).expect("what is around");
+    for entry in std::fs::read_dir(root().join("tests")).expect("tests") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        assert!(tests.contains(&format!("`{name}`")), "ARCHITECTURE.md does not name tests/{name}");
+    }
+}
+
 /// Every check that docs/neighbours.md names is one of the script's.
 #[test]
 fn what_is_said_of_neighbours_is_checked() {

@@ -106,6 +106,22 @@ fn the_manual_has_every_command_and_option_in_the_words_of_help() {
     }
 }
 
+#[test]
+fn options_of_all_commands_are_of_all() {
+    let manual = read(MANUALS[0]);
+    let (_, list) = manual.split_once("\nOptions of all commands:\n").expect("the options");
+    let list = list.split("\n.El\n").next().unwrap_or(list);
+    let options: Vec<&str> = list.lines().filter_map(|it| it.strip_prefix(".It Fl -")).collect();
+    assert!(options.len() >= 3, "{options:?}");
+    for option in options {
+        let typed = format!("killswitch lock --{}", option.replace(" Ar ", " "));
+        let words: Vec<_> = typed.split(' ').map(Into::into).collect();
+        // Help comes as an error, which is none.
+        let refusal = Arguments::read(&words).err().filter(|error| error.use_stderr());
+        assert!(refusal.is_none(), "{typed}: {refusal:?}");
+    }
+}
+
 /// Every command that help shows, with its name as it is typed; those that only have others below
 /// them are left out.
 fn commands(above: &Command) -> Vec<(String, &Command)> {
