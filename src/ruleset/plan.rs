@@ -126,9 +126,9 @@ fn refuses_all(rules: &[Rule]) -> bool {
         && rules.iter().any(|rule| rule.matches.is_empty())
 }
 
-/// A rule that narrows what another one opens, and is there as long as that one: alone it is no wish of
-/// the configuration's, and its going opens nothing.
-fn goes_along(rule: &Rule) -> bool {
+/// Whether a rule only narrows what another one opens, and is there as long as that one: alone it is no
+/// wish of the configuration's. Without the other a guest is treated as whoever is on any other link.
+pub fn narrows(rule: &Rule) -> bool {
     let asks_way = |it: &Match| {
         it.fields.iter().any(|it| matches!(it, Field::FibSaddrIif | Field::FibDaddrIif))
     };
@@ -143,7 +143,7 @@ fn goes_along(rule: &Rule) -> bool {
 /// What leaves a chain early is spared what the rest of it does.
 fn rule_does(table: &Table, chain: &Chain, at: usize) -> Does {
     match chain.rules[at].action {
-        _ if goes_along(&chain.rules[at]) => Does::default(),
+        _ if narrows(&chain.rules[at]) => Does::default(),
         Action::Drop if refuses_all(&chain.rules[at + 1..]) => Does::default(),
         Action::Return => verdicts(table, &chain.rules[at + 1..]).opposite(),
         _ => verdicts(table, &chain.rules[at..=at]),
@@ -156,7 +156,7 @@ fn verdicts(table: &Table, rules: &[Rule]) -> Does {
     let verdict = |rule: &Rule| match &rule.action {
         // What is masqueraded gets the source that the tunnel asks for.
         Action::Accept | Action::Masquerade => OPENS,
-        Action::Drop if goes_along(rule) => Does::default(),
+        Action::Drop if narrows(rule) => Does::default(),
         Action::Drop | Action::Reject(_) => CLOSES,
         Action::Jump(target) => {
             table.chain(target).map(|chain| verdicts(table, &chain.rules)).unwrap_or_default()
