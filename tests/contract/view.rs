@@ -29,7 +29,8 @@ struct View {
 }
 
 impl View {
-    /// In a session of its own, so that what is typed can be a signal.
+    /// In a session of its own, so that what is typed can be a signal; with no signal ignored, as what a
+    /// shell starts behind itself has SIGINT (POSIX, 2.11).
     fn open(
         machine: &Machine,
         columns: u16,
@@ -40,8 +41,10 @@ impl View {
         tcsetwinsize(&master, size(columns, rows))?;
         let line = std::fs::File::from(slave);
         let before = tcgetattr(&line)?;
-        let mut command = Command::new("setsid");
-        command.args(["-c", PROGRAM, "--config"]).arg(machine.path("killswitch.toml"));
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", "setsid", "-c", PROGRAM, "--config"])
+            .arg(machine.path("killswitch.toml"));
         command.args(["status", "--watch"]).env_remove("NO_COLOR").env("TERM", "xterm");
         if plain {
             command.env("NO_COLOR", "1");
