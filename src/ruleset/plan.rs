@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::BitOr;
 
 use super::{
-    Action, Chain, ChainKind, ChainPolicy, Field, Match, Rule, Table, Test, compile, guard, text,
+    Action, Chain, ChainKind, ChainPolicy, Field, Rule, Table, Test, compile, guard, text,
 };
 use crate::policy::Policy;
 
@@ -45,6 +45,8 @@ pub struct Described {
     filters: BTreeSet<String>,
     /// Sets, chains without a hook, chains that translate: nothing is stopped by them alone.
     inner: BTreeSet<String>,
+    /// Whether a LAN or a service's clients are answered.
+    answers: bool,
 }
 
 /// What a line is for. An element of a set may be for both: the tunnel's addresses may use the
@@ -55,14 +57,18 @@ struct Does {
     opens: bool,
     /// Something is stopped because of it.
     closes: bool,
+    /// As long as somebody outside is answered, something is stopped because of it.
+    closes_answers: bool,
 }
 
-const OPENS: Does = Does { opens: true, closes: false };
-const CLOSES: Does = Does { opens: false, closes: true };
+const NOTHING: Does = Does { opens: false, closes: false, closes_answers: false };
+const OPENS: Does = Does { opens: true, ..NOTHING };
+const CLOSES: Does = Does { closes: true, ..NOTHING };
+const CLOSES_ANSWERS: Does = Does { closes_answers: true, ..NOTHING };
 
 impl Does {
     fn opposite(self) -> Self {
-        Does { opens: self.closes, closes: self.opens }
+        Does { opens: self.closes, closes: self.opens, ..NOTHING }
     }
 }
 
@@ -70,7 +76,11 @@ impl BitOr for Does {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Does { opens: self.opens || other.opens, closes: self.closes || other.closes }
+        Does {
+            opens: self.opens || other.opens,
+            closes: self.closes || other.closes,
+            closes_answers: self.closes_answers || other.closes_answers,
+        }
     }
 }
 
@@ -87,6 +97,7 @@ impl Described {
             for element in &set.elements {
                 described.add(&place, text::element(&set.key, element), does);
             }
+            described.answers |= set.name.starts_with("lan") || is_of_services(&set.name);
             described.inner.insert(place);
         }
         described
@@ -97,7 +108,7 @@ impl Described {
         if let Some(base) = &chain.base {
             let does = match base.policy {
                 ChainPolicy::Drop => CLOSES,
-                ChainPolicy::Accept => Does::default(),
+                ChainPolicy::Accept => NOTHING,
             };
             self.add(&place, text::hook(base), does);
         }
@@ -126,44 +137,61 @@ fn refuses_all(rules: &[Rule]) -> bool {
         && rules.iter().any(|rule| rule.matches.is_empty())
 }
 
+fn is_of_services(set: &str) -> bool {
+    set.starts_with("inbound")
+}
+
 /// Whether a rule only narrows what another one opens, and is there as long as that one: alone it is no
-/// wish of the configuration's. Without the other a guest is treated as whoever is on any other link.
+/// wish of the configuration's, and with the other it goes unmissed.
 pub fn narrows(rule: &Rule) -> bool {
-    let asks_way = |it: &Match| {
-        it.fields.iter().any(|it| matches!(it, Field::FibSaddrIif | Field::FibDaddrIif))
+    let asks_set = |wanted: fn(&str) -> bool| {
+        rule.matches.iter().any(|it| matches!(&it.test, Test::In(set) if wanted(set)))
     };
-    let asks_service = |it: &Match| matches!(&it.test, Test::In(set) if set.starts_with("inbound"));
     match rule.action {
-        Action::Drop => rule.matches.iter().any(asks_way),
-        Action::Return => rule.matches.iter().any(asks_service),
+        Action::Drop => asks(rule, Field::FibDaddrIif) || asks_set(|set| set == "lease_servers"),
+        Action::Return => asks_set(is_of_services),
         _ => false,
     }
 }
 
+/// Whether a rule stops what comes from where its sender is not, which is asked only as long as somebody
+/// outside is answered.
+pub fn closes_answers(rule: &Rule) -> bool {
+    matches!(rule.action, Action::Drop) && asks(rule, Field::FibSaddrIif)
+}
+
+fn asks(rule: &Rule, field: Field) -> bool {
+    rule.matches.iter().any(|it| it.fields.contains(&field))
+}
+
 /// What leaves a chain early is spared what the rest of it does.
 fn rule_does(table: &Table, chain: &Chain, at: usize) -> Does {
-    match chain.rules[at].action {
-        _ if narrows(&chain.rules[at]) => Does::default(),
-        Action::Drop if refuses_all(&chain.rules[at + 1..]) => Does::default(),
-        Action::Return => verdicts(table, &chain.rules[at + 1..]).opposite(),
-        _ => verdicts(table, &chain.rules[at..=at]),
+    let (rule, rest) = (&chain.rules[at], &chain.rules[at + 1..]);
+    match rule.action {
+        Action::Drop if refuses_all(rest) => NOTHING,
+        Action::Return if !narrows(rule) => verdicts(table, rest).opposite(),
+        _ => verdict(table, rule),
     }
 }
 
 /// The verdicts that these rules, and the chains that they jump to, can end in. The kernel refuses
 /// chains that jump in a circle.
 fn verdicts(table: &Table, rules: &[Rule]) -> Does {
-    let verdict = |rule: &Rule| match &rule.action {
+    rules.iter().map(|rule| verdict(table, rule)).fold(NOTHING, BitOr::bitor)
+}
+
+fn verdict(table: &Table, rule: &Rule) -> Does {
+    match &rule.action {
+        _ if narrows(rule) => NOTHING,
+        _ if closes_answers(rule) => CLOSES_ANSWERS,
         // What is masqueraded gets the source that the tunnel asks for.
         Action::Accept | Action::Masquerade => OPENS,
-        Action::Drop if narrows(rule) => Does::default(),
         Action::Drop | Action::Reject(_) => CLOSES,
         Action::Jump(target) => {
-            table.chain(target).map(|chain| verdicts(table, &chain.rules)).unwrap_or_default()
+            table.chain(target).map_or(NOTHING, |chain| verdicts(table, &chain.rules))
         }
-        Action::Return | Action::SetMark(_) | Action::Log { .. } => Does::default(),
-    };
-    rules.iter().map(verdict).fold(Does::default(), BitOr::bitor)
+        Action::Return | Action::SetMark(_) | Action::Log { .. } => NOTHING,
+    }
 }
 
 /// What the rules do that ask a set.
@@ -173,9 +201,9 @@ fn set_does(table: &Table, set: &str) -> Does {
     };
     let rules = |chain: &Chain| {
         let asking = chain.rules.iter().enumerate().filter(|(_, rule)| asks(rule));
-        asking.map(|(at, _)| rule_does(table, chain, at)).fold(Does::default(), BitOr::bitor)
+        asking.map(|(at, _)| rule_does(table, chain, at)).fold(NOTHING, BitOr::bitor)
     };
-    table.chains.iter().map(rules).fold(Does::default(), BitOr::bitor)
+    table.chains.iter().map(rules).fold(NOTHING, BitOr::bitor)
 }
 
 /// The changes that lead from one table to the other, in a fixed order. Where there was none all
@@ -186,8 +214,10 @@ pub fn changes(from: Option<&Described>, to: Option<&Described>) -> Vec<Change> 
     // Whether that stops anything is told by the jumps and look-ups that come or go with it.
     let is_whole = |place: &String| old.inner.contains(place) != new.inner.contains(place);
     let removed = old.lines.iter().filter(|(line, _)| !new.lines.contains_key(*line));
-    let removed = removed
-        .map(|(line, does)| change(line, false, does.closes && !is_whole(&line.0), does.opens));
+    let removed = removed.map(|(line, does)| {
+        let closes = does.closes || (does.closes_answers && new.answers);
+        change(line, false, closes && !is_whole(&line.0), does.opens)
+    });
     let added = new.lines.iter().filter(|(line, _)| !old.lines.contains_key(*line));
     let added = added.map(|(line, does)| {
         let is_new_filter = new.filters.contains(&line.0) && !old.filters.contains(&line.0);
@@ -262,6 +292,12 @@ mod tests {
         assert!(!loosens(&service, &strict), "what is dropped then is rejected");
         // With it goes what closes some of it.
         assert!(!loosens(&lan, &strict));
+        // Who is behind such a bridge may then call itself what it likes, if anybody is answered.
+        for policy in [&strict, &service] {
+            let docker = crate::policy::LinkPattern::Exact("docker0".into());
+            let bridge = Policy { internal: [docker].into(), ..policy.clone() };
+            assert_eq!(loosens(&bridge, policy), !policy.inbound.is_empty());
+        }
         for change in [
             |policy: &mut Policy| policy.egress_guard = false,
             |policy: &mut Policy| policy.routing_guard = false,

@@ -2,7 +2,7 @@
 //!
 //! Written from the design alone; it knows nothing of nftables. Quotations are the design's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use killswitch::policy::{LinkPattern, MessageShape, Policy, Protocol};
 
@@ -45,6 +45,10 @@ fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
     (out == LOOPBACK
         && packet.is_to_this_machine()
         && (is_ours || packet.history != History::None || policy.tunnel.is_none()))
+        // The kernel forwards none.
+        || (out == LOOPBACK
+            && policy.tunnel.is_some()
+            && [packet.source, packet.destination].into_iter().all(is_link_local6))
         // "the tunnel interface, [...] only with the tunnel's own source addresses"
         || (is_tunnel(policy, out) && is_tunnel_address(policy, packet.source))
         // From a service's port replies only, wherever the bridge leads (threat 74).
@@ -57,7 +61,7 @@ fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
 fn may_be_outside(policy: &Policy, packet: &Packet, out: Link) -> bool {
     is_to_server(policy, packet)
         || keeps_the_link(policy, packet)
-        || is_to_ntp(policy, packet)
+        || (is_to_ntp(policy, packet) && packet.is_from_this_machine(out))
         // "inbound services from named networks with their replies"
         || (is_from_service(policy, packet)
             && packet.history == History::Reply
@@ -95,10 +99,12 @@ fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link, way
         && is_tunnel(policy, from)
         && packet.history != History::None
         && (is_internal(policy, out) || is_in_lan(policy, packet.destination));
-    // Not to a LAN, wherever the bridge leads.
+    // Not to what may be asked outside, wherever the bridge leads (threat 74).
+    let is_outside = is_in_lan(policy, packet.destination) || is_to_ntp(policy, packet);
     let stays = is_internal(policy, from)
         && is_internal(policy, out)
-        && (!is_in_lan(policy, packet.destination) || is_behind(packet.destination, from, way));
+        && !(policy.tunnel.is_some() && policy.dhcp && is_for_lease_server(packet))
+        && (!is_outside || is_behind(packet.destination, from, way));
     // Whatever passes through leaves by the same rules as what begins here, into the tunnel under
     // its own address.
     let mut leaving = packet.clone();
@@ -162,7 +168,7 @@ fn is_probe_of_tunnel_address(policy: &Policy, packet: &Packet, from: Link) -> b
 /// sent outside.
 fn is_forged(policy: &Policy, packet: &Packet, from: Link, way: Way) -> bool {
     policy.tunnel.is_some()
-        && is_internal(policy, from)
+        && is_bridge_of_guests(policy, from)
         && !(policy.lan.is_empty() && policy.inbound.is_empty())
         && !packet.comes_from(from, way)
 }
@@ -245,13 +251,16 @@ fn is_link_scoped(address: IpAddr) -> bool {
 
 /// From port 68 to 67, a request with DHCP's cookie, to everybody or to a server nearby.
 fn asks_for_lease4(packet: &Packet) -> bool {
-    let IpAddr::V4(to) = packet.destination else { return false };
-    let Body::Udp(ports, payload) = &packet.body else { return false };
+    let Body::Udp(_, payload) = &packet.body else { return false };
     let is_request =
         payload.first() == Some(&1) && payload.get(236..240) == Some(&[0x63, 0x82, 0x53, 0x63]);
-    (ports.from, ports.to) == (68, 67)
-        && is_request
-        && (to.is_broadcast() || to.is_private() || to.is_link_local())
+    let is_to_everybody = packet.destination == IpAddr::from(Ipv4Addr::BROADCAST);
+    is_request && is_udp(packet, 68, 67) && (is_to_everybody || is_for_lease_server(packet))
+}
+
+fn is_for_lease_server(packet: &Packet) -> bool {
+    let IpAddr::V4(to) = packet.destination else { return false };
+    is_udp(packet, 68, 67) && (to.is_private() || to.is_link_local())
 }
 
 fn asks_for_lease6(packet: &Packet) -> bool {
@@ -305,7 +314,11 @@ fn serves(policy: &Policy, packet: &Packet, port: u16, client: IpAddr) -> bool {
 /// "`allow.internal`, by name and kind "bridge" [...] where the kernel has [no egress guard],
 /// `internal` is left out"
 fn is_internal(policy: &Policy, link: Link) -> bool {
-    policy.egress_guard && link.kind == Some("bridge") && is_named(&policy.internal, link)
+    policy.egress_guard && is_bridge_of_guests(policy, link)
+}
+
+fn is_bridge_of_guests(policy: &Policy, link: Link) -> bool {
+    link.kind == Some("bridge") && is_named(&policy.internal, link)
 }
 
 fn is_named(patterns: &std::collections::BTreeSet<LinkPattern>, link: Link) -> bool {

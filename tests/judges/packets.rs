@@ -137,6 +137,7 @@ impl Maker<'_> {
             14 => self.not_ip(),
             15 => self.loopback(),
             16 => self.bridge(),
+            17 if self.dice.once_in(3) => self.guest_asks_outside(),
             17 => self.forwarded(),
             18 => self.icmp_error(),
             _ => self.anything(),
@@ -358,6 +359,13 @@ impl Maker<'_> {
             self.dice.pick(&[TUNNEL, TUNNEL, BRIDGE, NIC, LOOK_ALIKE]),
         );
         Step { packet, way, after: None }
+    }
+
+    /// As this machine may, by a bridge that could have a NIC.
+    fn guest_asks_outside(&mut self) -> Step {
+        let asked = if self.dice.once_in(2) { self.lease4() } else { self.ntp() };
+        let from = if self.dice.once_in(2) { self.link() } else { BRIDGE };
+        Step { way: Way::Forwarded(from, BRIDGE), after: None, ..asked }
     }
 
     /// About nothing that we ever sent.

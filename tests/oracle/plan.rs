@@ -2,7 +2,7 @@
 
 use killswitch::dice::Dice;
 use killswitch::policy::Policy;
-use killswitch::ruleset::{Ruleset, Table, plan};
+use killswitch::ruleset::{Rule, Ruleset, Table, plan};
 use proptest::prelude::*;
 
 use crate::packets::{self, Step};
@@ -59,12 +59,15 @@ fn change(dice: &mut Dice) -> (Policy, Policy) {
     (old, new)
 }
 
-/// Without what only narrows an allowance: with the allowance that goes, too, and is no loosening.
-fn unnarrowed(policy: &Policy) -> Ruleset {
+/// Without what only narrows an allowance, or is asked for one's sake that the new policy has not: it
+/// goes with the allowance, and is no loosening.
+fn unnarrowed(old: &Policy, new: &Policy) -> Ruleset {
+    let answers = !new.lan.is_empty() || !new.inbound.is_empty();
+    let is_missed = |rule: &Rule| !plan::narrows(rule) && (answers || !plan::closes_answers(rule));
     let widen = |table: &mut Table| {
-        table.chains.iter_mut().for_each(|chain| chain.rules.retain(|it| !plan::narrows(it)));
+        table.chains.iter_mut().for_each(|chain| chain.rules.retain(is_missed));
     };
-    let mut ruleset = model::ruleset(policy);
+    let mut ruleset = model::ruleset(old);
     widen(&mut ruleset.inet);
     ruleset.egress.iter_mut().for_each(widen);
     ruleset
@@ -72,7 +75,7 @@ fn unnarrowed(policy: &Policy) -> Ruleset {
 
 /// A packet that passes by the new policy only.
 fn let_in(dice: &mut Dice, old: &Policy, new: &Policy) -> Option<Step> {
-    let (before, after) = (unnarrowed(old), model::ruleset(new));
+    let (before, after) = (unnarrowed(old, new), model::ruleset(new));
     let steps = [old, new].map(|policy| packets::steps(dice, policy, &links(), PACKETS));
     steps.into_iter().flatten().find(|Step { packet, way, .. }| {
         !model::may_pass(&before, packet, *way) && model::may_pass(&after, packet, *way)
@@ -98,6 +101,11 @@ proptest! {
         for (what, take) in SMALLER {
             let mut new = old.clone();
             take(&mut new);
+            // Whoever is behind such a bridge may then call itself what it likes (threat 75).
+            let asks_guests = !old.lan.is_empty() || !old.inbound.is_empty();
+            if what == "internal" && asks_guests {
+                continue;
+            }
             prop_assert!(!plan::loosens(&old, &new), "{what}: {old:#?}");
         }
     }

@@ -4,9 +4,9 @@ use killswitch::lab::addresses::*;
 use killswitch::lab::decoder::{Service, Transport};
 use killswitch::lab::harness::Outcome;
 use killswitch::lab::services::Echo;
-use killswitch::lab::{Error, Lab, Result};
+use killswitch::lab::{Context, Error, Lab, Result};
 
-use crate::common::LockedLab;
+use crate::common::{LockedLab, reaches};
 use crate::shot::{Shot, hold, leak, pass};
 use crate::talk::{By, is_mute, talks};
 
@@ -79,6 +79,22 @@ pub fn allow_lan() -> Outcome {
         it.lab.client.command("ping", &["-c3", "-W5", "-s4000", neighbour])?;
     }
     hold(&it, &beyond)?;
+    Ok(())
+}
+
+/// Also between the machine's own link-local addresses, which the kernel looks up on another link.
+pub fn allow_lan_keeps_loopback() -> Outcome {
+    let it = LockedLab::with("[allow]\nlan = [\"192.168.1.0/24\", \"fe80::/10\"]\n")?;
+    let listing = ["-6", "-oneline", "address", "show", "dev", CLIENT_LINK, "scope", "link"];
+    let listing = it.lab.client.command("ip", &listing)?;
+    let own = listing.split(['/', ' ']).find(|word| word.starts_with("fe80:"));
+    let own = format!("{}%{CLIENT_LINK}", own.ok_or("no link-local address")?);
+    for _ in ["open", "locked"] {
+        for address in [&own, "127.0.0.1", "::1", "192.168.1.50", "2001:db8:1::50"] {
+            reaches(&it.lab.client, address).during(address)?;
+        }
+        it.lock()?;
+    }
     Ok(())
 }
 

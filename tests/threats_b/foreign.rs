@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use killswitch::lab::addresses::*;
 use killswitch::lab::decoder::{Service, Transport};
+use killswitch::lab::dhcp::{self, Kind};
 use killswitch::lab::harness::Outcome;
 use killswitch::lab::{Context, Error, Lab, Result};
 use nix::sys::socket::{
@@ -106,9 +107,35 @@ pub fn t73_refusal_under_a_foreign_address() -> Outcome {
     Ok(())
 }
 
+/// So does a time server's answer.
+pub fn t73_time_server_asked_under_a_foreign_address() -> Outcome {
+    let mut it = LockedLab::with(&format!("[allow]\nntp = [\"{INTERNET_V6}\"]\n"))?;
+    it.expectation.ntp = vec![INTERNET_V6.into()];
+    let ask = |lab: &Lab| {
+        lab.client.run(|| {
+            for own_or_not in [CLIENT_V6, NEIGHBOUR_V6] {
+                let (from, to) = ((own_or_not, 5555).into(), (INTERNET_V6, 123).into());
+                send_under(from, to, SockType::Datagram, "time")?;
+            }
+            Ok::<_, Error>(())
+        })?
+    };
+    let asks_as = |seen: &Seen, own_or_not: Ipv6Addr| {
+        seen.holds(&[own_or_not.octets(), INTERNET_V6.octets()].concat())
+    };
+    if !asks_as(&it.during(ask)?, NEIGHBOUR_V6) {
+        return Err("control: no question on the wire".into());
+    }
+    it.lock()?;
+    let locked = it.during(ask)?;
+    assert!(asks_as(&locked, CLIENT_V6), "the time is asked for");
+    assert!(!asks_as(&locked, NEIGHBOUR_V6), "the neighbour is answered");
+    Ok(())
+}
+
 /// The guard at a bridged NIC knows no connections, nor who sent a frame: what begins at a service's
 /// port must not get so far, from here or from a guest behind another bridge; nor must such a guest
-/// get to the LAN.
+/// get to the LAN, or ask there what this machine may ask.
 pub fn t74_by_a_bridge_with_the_nic() -> Outcome {
     let services = ["0.0.0.0/0", "::/0"].map(|from| inbound("udp", from)).join(", ");
     let from_host = vec![
@@ -120,12 +147,21 @@ pub fn t74_by_a_bridge_with_the_nic() -> Outcome {
         Shot::udp("guest to lan4", "192.168.1.20:8080"),
         Shot::udp("guest to lan6", "[2001:db8:1::20]:8080"),
     ];
+    let request = dhcp::request(Kind::Request, [1, 2, 3, 4], [2, 0, 0, 0, 0, 1], CLIENT_V4);
+    let as_host = vec![
+        Shot::udp("guest's lease", "192.168.1.1:67").from("0.0.0.0:68").saying(&request),
+        Shot::udp("guest's time4", "203.0.113.10:123"),
+        Shot::udp("guest's time6", "[2001:db8:ffff::10]:123"),
+    ];
     for (allowed, from_host, from_guest) in [
         (format!("inbound = [{services}]"), from_host, to_far),
         (format!("lan = [\"{LAN_V4}\", \"{LAN_V6}\"]"), Vec::new(), to_lan),
+        (format!("ntp = [\"{INTERNET_V4}\", \"{INTERNET_V6}\"]"), Vec::new(), as_host),
     ] {
         let mut it = LockedLab::with(&format!("[allow]\n{allowed}\n"))?;
         lan_of(&mut it)?;
+        // What only this machine may do must be seen if a guest does.
+        it.expectation.dhcp_servers.clear();
         let near = guest(&it.lab, "br-test", "veth123", 1)?;
         let other = guest(&it.lab, "docker0", "vethabc", 2)?;
         enslave_nic(&it.lab, "br-test")?;
@@ -150,11 +186,13 @@ pub fn t74_by_a_bridge_with_the_nic() -> Outcome {
 
 /// A guest that calls itself a LAN's neighbour, or a service's client, has this machine answer there.
 pub fn t75_guest_under_a_foreign_address() -> Outcome {
+    let to_clients = format!("[allow]\ninbound = [{}]\n", inbound("tcp", "0.0.0.0/0"));
     for (allowed, claimed) in [
-        (format!("lan = [\"{LAN_V4}\"]"), NEIGHBOUR_V4),
-        (format!("inbound = [{}]", inbound("tcp", "0.0.0.0/0")), INTERNET_V4),
+        (format!("[allow]\nlan = [\"{LAN_V4}\"]\n"), NEIGHBOUR_V4),
+        (format!("[lock]\negress_guard = false\n{to_clients}"), INTERNET_V4),
+        (to_clients, INTERNET_V4),
     ] {
-        let it = LockedLab::with(&format!("[allow]\n{allowed}\n"))?;
+        let it = LockedLab::with(&allowed)?;
         let guest = guest(&it.lab, "docker0", "vethabc", 1)?;
         for link in ["all", "docker0"] {
             it.lab.client.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0")?;

@@ -56,6 +56,10 @@ const TESTS: &[Test] = &[
     ),
     ("t72_knock_under_a_foreign_address", foreign::t72_knock_under_a_foreign_address),
     ("t73_refusal_under_a_foreign_address", foreign::t73_refusal_under_a_foreign_address),
+    (
+        "t73_time_server_asked_under_a_foreign_address",
+        foreign::t73_time_server_asked_under_a_foreign_address,
+    ),
     ("t74_by_a_bridge_with_the_nic", foreign::t74_by_a_bridge_with_the_nic),
     ("t75_guest_under_a_foreign_address", foreign::t75_guest_under_a_foreign_address),
     ("bridge_host_and_guest_talk", bridges::bridge_host_and_guest_talk),
@@ -73,6 +77,7 @@ const TESTS: &[Test] = &[
     ("forward_tunnel_takes_guests", forwarding::forward_tunnel_takes_guests),
     ("forward_tunnel_takes_lan_clients", forwarding::forward_tunnel_takes_lan_clients),
     ("allow_lan", allow::allow_lan),
+    ("allow_lan_keeps_loopback", allow::allow_lan_keeps_loopback),
     ("allow_lan_dns", allow::allow_lan_dns),
     ("allow_ntp", allow::allow_ntp),
     ("allow_inbound", allow::allow_inbound),

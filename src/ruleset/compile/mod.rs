@@ -94,12 +94,6 @@ impl Build<'_> {
         self.policy.egress_guard && !self.policy.internal.is_empty()
     }
 
-    /// Whether a guest could have this machine answer to where the guest itself may not go.
-    pub(super) fn answers_outside(&self) -> bool {
-        self.internal_is_allowed()
-            && !(self.policy.lan.is_empty() && self.policy.inbound.is_empty())
-    }
-
     pub(super) fn tunnel_links(&self) -> Vec<TunnelLink> {
         let Some(tunnel) = &self.policy.tunnel else { return Vec::new() };
         tunnel

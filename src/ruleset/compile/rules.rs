@@ -160,21 +160,13 @@ impl Build<'_> {
             is(Field::IpDaddr, Ipv4Addr::BROADCAST.octets()),
             is_in(Field::IpDaddr, "lease_servers".into()),
         ] {
-            rules.push(rule(
-                self.of(
-                    Ip::V4,
-                    [
-                        protocol(UDP),
-                        is(Field::UdpSport, 68u16.to_be_bytes()),
-                        is(Field::UdpDport, 67u16.to_be_bytes()),
-                        to,
-                        is(Field::BootpOp, [1]),
-                        is(Field::BootpCookie, DHCP_COOKIE.to_be_bytes()),
-                    ],
-                ),
-                Action::Accept,
-                "dhcp",
-            ));
+            let mut matches = self.of(Ip::V4, lease_request());
+            matches.extend([
+                to,
+                is(Field::BootpOp, [1]),
+                is(Field::BootpCookie, DHCP_COOKIE.to_be_bytes()),
+            ]);
+            rules.push(rule(matches, Action::Accept, "dhcp"));
         }
         // All_DHCP_Relay_Agents_and_Servers (RFC 8415, 7.1).
         let everyone = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
@@ -256,18 +248,12 @@ impl Build<'_> {
         BOTH.into_iter()
             .filter(|&ip| self.has_ntp(ip))
             .map(|ip| {
-                rule(
-                    self.of(
-                        ip,
-                        [
-                            protocol(UDP),
-                            is(Field::UdpDport, 123u16.to_be_bytes()),
-                            is_in(ip.daddr(), ip.set("ntp")),
-                        ],
-                    ),
-                    Action::Accept,
-                    "ntp",
-                )
+                let mut matches = self.of(ip, to_ntp(ip));
+                // To another address a server's answer would tell of us.
+                if self.family == Family::Inet {
+                    matches.push(from_own_address());
+                }
+                rule(matches, Action::Accept, "ntp")
             })
             .collect()
     }

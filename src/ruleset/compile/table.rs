@@ -29,20 +29,24 @@ impl Build<'_> {
     /// Who knocked at a service under a foreign address would from then on have what the service says
     /// leave to that address, as a reply (threat 72). Under one comes only the reset of what was
     /// refused, which conntrack calls a reply. The kernel does not look up whose a link-local address
-    /// is on another link than its own.
+    /// is on another link than its own; it forwards none (RFC 4291, 2.5.6).
     fn loopback(&self) -> Vec<Rule> {
         let stays = |last: Vec<Match>| {
             let matches = [vec![is_loopback(Field::MetaOif), to_own_address()], last].concat();
             rule(matches, Action::Accept, "loopback")
         };
-        match self.policy.tunnel {
-            Some(_) => vec![
-                stays(vec![from_own_address()]),
-                stays(vec![is_reply()]),
-                stays(self.of(Ip::V6, [link_local(Field::Ip6Saddr)])),
-            ],
-            None => vec![stays(Vec::new())],
+        if self.policy.tunnel.is_none() {
+            return vec![stays(Vec::new())];
         }
+        let mut link_local_alone = vec![is_loopback(Field::MetaOif)];
+        let ends = [Field::Ip6Saddr, Field::Ip6Daddr].map(link_local);
+        link_local_alone.extend(self.of(Ip::V6, ends));
+        vec![
+            stays(vec![from_own_address()]),
+            stays(vec![is_reply()]),
+            stays(self.of(Ip::V6, [link_local(Field::Ip6Saddr)])),
+            rule(link_local_alone, Action::Accept, "loopback"),
+        ]
     }
 
     /// LAN traffic without name look-ups; returns where it does not decide. Where a port should stand
@@ -163,7 +167,7 @@ impl Build<'_> {
         let mut chains = Vec::new();
         let mut forward = Vec::new();
         if self.internal_is_allowed() {
-            let mut rules = self.guests_to_lan();
+            let mut rules = self.guests_outside();
             rules.extend(self.to_internal());
             if self.policy.forward_into_tunnel {
                 rules.extend(
@@ -189,15 +193,35 @@ impl Build<'_> {
         chains
     }
 
-    /// By an internal bridge that has got a NIC.
-    fn guests_to_lan(&self) -> Vec<Rule> {
-        let stop = |ip: Ip| {
-            let to_lan = is_in(ip.daddr(), ip.set("lan"));
+    /// By an internal bridge that has got a NIC, whose guard would let it out. A lease is asked of no
+    /// other bridge; who asks in vain asks everybody (RFC 2131, 4.4.5).
+    fn guests_outside(&self) -> Vec<Rule> {
+        let stop = |ip: Ip, outside: Vec<Match>, why: &str| {
             let mut matches = vec![is_kind(Field::MetaOifkind, "bridge")];
-            matches.extend(self.of(ip, [to_lan, is_elsewhere(Field::FibDaddrIif)]));
-            counted(matches, Action::Drop, "blocked: a guest to the lan")
+            matches.extend(self.of(ip, outside));
+            counted(matches, Action::Drop, &format!("blocked: a guest to {why}"))
         };
-        BOTH.into_iter().filter(|&ip| self.has_lan(ip)).map(stop).collect()
+        let is_elsewhere = is_elsewhere(Field::FibDaddrIif);
+        let mut rules = Vec::new();
+        for ip in BOTH {
+            if self.has_lan(ip) {
+                let to_lan = is_in(ip.daddr(), ip.set("lan"));
+                rules.push(stop(ip, vec![to_lan, is_elsewhere.clone()], "the lan"));
+            }
+            if self.has_ntp(ip) {
+                let to_ntp = [to_ntp(ip).as_slice(), &[is_elsewhere.clone()]].concat();
+                rules.push(stop(ip, to_ntp, "a time server"));
+            }
+        }
+        if self.policy.tunnel.is_some() && self.policy.dhcp {
+            let to_server = is_in(Field::IpDaddr, "lease_servers".into());
+            rules.push(stop(
+                Ip::V4,
+                [lease_request().to_vec(), vec![to_server]].concat(),
+                "a dhcp server",
+            ));
+        }
+        rules
     }
 
     /// LAN clients into the tunnel, and what comes back out of it.
@@ -305,7 +329,7 @@ impl Build<'_> {
                 "blocked: tunnel address from outside",
             ));
         }
-        if self.answers_outside() {
+        if self.asks_guests() {
             rules.extend(self.policy.internal.iter().map(|pattern| {
                 rule(
                     [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
@@ -321,6 +345,12 @@ impl Build<'_> {
         })
     }
 
+    /// With or without the egress guard.
+    fn asks_guests(&self) -> bool {
+        let answers_outside = !(self.policy.lan.is_empty() && self.policy.inbound.is_empty());
+        self.policy.tunnel.is_some() && !self.policy.internal.is_empty() && answers_outside
+    }
+
     /// This machine's answer would go to the LAN, or as a service's reply anywhere (threat 75).
     pub(super) fn from_guest(&self) -> Option<Chain> {
         let without_address = is(Field::Ip6Saddr, Ipv6Addr::UNSPECIFIED.octets());
@@ -332,7 +362,7 @@ impl Build<'_> {
                 "blocked: a guest under a foreign address",
             ),
         ];
-        (self.policy.tunnel.is_some() && self.answers_outside()).then(|| chain("from_guest", rules))
+        self.asks_guests().then(|| chain("from_guest", rules))
     }
 
     /// Reverse-path validation looks replies up by our mark (threat 52; src_valid_mark, ip-sysctl).

@@ -206,6 +206,17 @@ pub(super) fn link_local(field: Field) -> Match {
     masked(field, &IpNet::V6(net))
 }
 
+pub(super) fn to_ntp(ip: Ip) -> [Match; 3] {
+    let port = is(Field::UdpDport, 123_u16.to_be_bytes());
+    [protocol(UDP), port, is_in(ip.daddr(), ip.set("ntp"))]
+}
+
+/// By its ports: from the client's to the server's (RFC 2131, 4.1).
+pub(super) fn lease_request() -> [Match; 3] {
+    let [client, server] = [68_u16, 67].map(u16::to_be_bytes);
+    [protocol(UDP), is(Field::UdpSport, client), is(Field::UdpDport, server)]
+}
+
 pub(super) fn protocol(number: u8) -> Match {
     is(Field::MetaL4proto, [number])
 }
