@@ -196,9 +196,9 @@ impl Build<'_> {
     /// By an internal bridge that has got a NIC, whose guard would let it out. A lease is asked of no
     /// other bridge; who asks in vain asks everybody (RFC 2131, 4.4.5).
     fn guests_outside(&self) -> Vec<Rule> {
-        let stop = |ip: Ip, outside: Vec<Match>, why: &str| {
+        let stop = |ip: Ip, outside: &[Match], why: &str| {
             let mut matches = vec![is_kind(Field::MetaOifkind, "bridge")];
-            matches.extend(self.of(ip, outside));
+            matches.extend(self.of(ip, outside.iter().cloned()));
             counted(matches, Action::Drop, &format!("blocked: a guest to {why}"))
         };
         let is_elsewhere = is_elsewhere(Field::FibDaddrIif);
@@ -206,20 +206,17 @@ impl Build<'_> {
         for ip in BOTH {
             if self.has_lan(ip) {
                 let to_lan = is_in(ip.daddr(), ip.set("lan"));
-                rules.push(stop(ip, vec![to_lan, is_elsewhere.clone()], "the lan"));
+                rules.push(stop(ip, &[to_lan, is_elsewhere.clone()], "the lan"));
             }
             if self.has_ntp(ip) {
-                let to_ntp = [to_ntp(ip).as_slice(), &[is_elsewhere.clone()]].concat();
-                rules.push(stop(ip, to_ntp, "a time server"));
+                let [udp, port, server] = to_ntp(ip);
+                rules.push(stop(ip, &[udp, port, server, is_elsewhere.clone()], "a time server"));
             }
         }
         if self.policy.tunnel.is_some() && self.policy.dhcp {
-            let to_server = is_in(Field::IpDaddr, "lease_servers".into());
-            rules.push(stop(
-                Ip::V4,
-                [lease_request().to_vec(), vec![to_server]].concat(),
-                "a dhcp server",
-            ));
+            let [udp, from, to] = lease_request();
+            let server = is_in(Field::IpDaddr, "lease_servers".into());
+            rules.push(stop(Ip::V4, &[udp, from, to, server], "a dhcp server"));
         }
         rules
     }
