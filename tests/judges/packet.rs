@@ -155,19 +155,24 @@ pub fn tunnel_address(like: IpAddr) -> IpAddr {
 }
 
 /// By this machine's routes: links lead to their own networks, and each to link-local addresses; what
-/// is forwarded has a route of its own, which leads everywhere.
+/// is forwarded has a route of its own, which leads everywhere. A router's own is each network's first
+/// IPv6 address (RFC 4291, 2.6.1).
 pub fn is_behind(it: IpAddr, link: Link, way: Way) -> bool {
-    if let Way::Forwarded(_, out) = way {
-        return out == link && !is_local(it);
-    }
     if matches!(it, IpAddr::V6(it) if it.is_unicast_link_local()) {
         return true;
     }
-    let leads = |text: &str, length: u8| {
-        let net = ipnet::IpNet::new(address(text), length).expect("a prefix");
-        net.trunc().contains(&it)
-    };
-    !is_local(it) && MACHINE.iter().any(|own| own.2 == link && leads(own.0, own.1))
+    let mut nets = MACHINE.iter().map(|own| (own.2, net(own.0, own.1)));
+    if is_local(it) || nets.clone().any(|(_, own)| it.is_ipv6() && own.network() == it) {
+        return false;
+    }
+    match way {
+        Way::Forwarded(_, out) => out == link,
+        _ => nets.any(|(its, own)| its == link && own.contains(&it)),
+    }
+}
+
+fn net(text: &str, length: u8) -> ipnet::IpNet {
+    ipnet::IpNet::new(address(text), length).expect("a prefix").trunc()
 }
 
 pub fn address(text: &str) -> IpAddr {
