@@ -177,13 +177,7 @@ impl Build<'_> {
                 );
             }
             chains.push(chain("forward_internal", rules));
-            forward.extend(self.policy.internal.iter().map(|pattern| {
-                rule(
-                    [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
-                    Action::Jump("forward_internal".into()),
-                    "from an internal bridge",
-                )
-            }));
+            forward.extend(self.from_bridges("forward_internal"));
         }
         if self.policy.forward_into_tunnel {
             forward.extend(self.forward_lan_and_replies());
@@ -327,18 +321,21 @@ impl Build<'_> {
             ));
         }
         if self.asks_guests() {
-            rules.extend(self.policy.internal.iter().map(|pattern| {
-                rule(
-                    [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)],
-                    Action::Jump("from_guest".into()),
-                    "from an internal bridge",
-                )
-            }));
+            rules.extend(self.from_bridges("from_guest"));
         }
         Some(Chain {
             name: "prerouting".into(),
             base: Some(base(Hook::Prerouting, BEFORE_CONNTRACK, ChainPolicy::Accept)),
             rules,
+        })
+    }
+
+    /// What comes from an internal bridge, to that chain.
+    fn from_bridges(&self, chain: &'static str) -> impl Iterator<Item = Rule> {
+        self.policy.internal.iter().map(move |pattern| {
+            let bridge =
+                [is_kind(Field::MetaIifkind, "bridge"), named(Field::MetaIifname, pattern)];
+            rule(bridge, Action::Jump(chain.into()), "from an internal bridge")
         })
     }
 
