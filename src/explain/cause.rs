@@ -102,6 +102,8 @@ fn block(reason: &str, packet: &Packet, direction: Direction, config: &Config) -
         | "blocked: tunnel address from outside"
         | "blocked: arp for the tunnel address" => Cause::near(config, "tunnel.addresses"),
         "blocked: a guest to the lan" => Cause::of(config, "allow.lan"),
+        "blocked: a guest to a time server" => Cause::of(config, "allow.ntp"),
+        "blocked: a guest to a dhcp server" => Cause::of(config, "allow.dhcp"),
         "blocked: the tunnel into itself" => Cause::of(config, "tunnel.fwmark"),
         "blocked: from an inbound service's port, no reply" => {
             of_inbound(config, packet, direction)
