@@ -51,10 +51,14 @@ fn may_leave(policy: &Policy, packet: &Packet, out: Link) -> bool {
             && [packet.source, packet.destination].into_iter().all(is_link_local6))
         // "the tunnel interface, [...] only with the tunnel's own source addresses"
         || (is_tunnel(policy, out) && is_tunnel_address(policy, packet.source))
-        // From a service's port replies only, wherever the bridge leads (threat 74).
-        || (is_internal(policy, out)
-            && (packet.history == History::Reply || !is_from_service(policy, packet)))
+        || may_go_to_bridge(policy, packet, out)
         || (!is_tunnel_address(policy, packet.source) && may_be_outside(policy, packet, out))
+}
+
+/// From a service's port replies only, wherever the bridge leads (threat 74).
+fn may_go_to_bridge(policy: &Policy, packet: &Packet, out: Link) -> bool {
+    is_internal(policy, out)
+        && (packet.history == History::Reply || !is_from_service(policy, packet))
 }
 
 /// Under another address than the tunnel's: threat 71.
@@ -102,7 +106,7 @@ fn may_be_forwarded(policy: &Policy, packet: &Packet, from: Link, out: Link, way
     // Not to what may be asked outside, wherever the bridge leads (threat 74).
     let is_outside = is_in_lan(policy, packet.destination) || is_to_ntp(policy, packet);
     let stays = is_internal(policy, from)
-        && is_internal(policy, out)
+        && may_go_to_bridge(policy, packet, out)
         && !(policy.tunnel.is_some() && policy.dhcp && is_for_lease_server(packet))
         && (!is_outside || is_behind(packet.destination, from, way));
     // Whatever passes through leaves by the same rules as what begins here, into the tunnel under
